@@ -1,0 +1,54 @@
+"""The errors of reins_serve: each message says what is wrong and what to do, and never carries a traceback or a secret."""
+
+
+class ReinsError(Exception):
+    """Base of every error that reins_serve raises on purpose.
+
+    Attributes:
+        code: Stable word for programs (the API's `error.code`).
+        param: Name of the request's field at fault, where there is one.
+    """
+
+    code = "internal_error"
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        self.param = param
+
+
+class DirectionError(ReinsError):
+    """A direction file is malformed, or does not belong to the model it was given to."""
+
+    code = "direction_invalid"
+
+
+class SteeringUnavailable(ReinsError):
+    """Steering is required and there is no valid direction, or no generation was opened: nothing may be generated."""
+
+    code = "steering_unavailable"
+
+
+class SteeringNotApplied(ReinsError):
+    """The device's counter disagrees with the plan: the clip must not be used."""
+
+    code = "steering_not_applied"
+
+
+class PolicyError(ReinsError):
+    """A request asks for a steering that the operator's policy does not allow."""
+
+    code = "invalid_value"
+
+
+class UnsupportedRequest(ReinsError):
+    """A model cannot make the clip that was asked for; the message names the nearest that it can."""
+
+    code = "invalid_value"
+
+
+class GenerationCancelled(ReinsError):
+    """A generation was stopped between two denoising steps, on request."""
+
+    code = "cancelled"

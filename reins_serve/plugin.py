@@ -1,0 +1,74 @@
+"""The face of the plugin: `attach(pipeline, ...)` gives a loaded diffusers pipeline steering, with proof, in anyone's deployment.
+
+    steering = reins_serve.attach(pipeline, model="embedded", directions="directions/embedded/setpoint.safetensors")
+    with steering.generation() as g:
+        clip = pipeline(prompt, **g.arguments)
+    print(g.record)  # which direction, how many steps, how much displacement, proved
+
+Our own replica uses this module and nothing below it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+from reins_serve.models import catalog
+from reins_serve.steering.direction import Direction
+from reins_serve.steering.hook import unregister
+from reins_serve.steering.middleware import Generation, SteeringMiddleware
+from reins_serve.steering.plan import GenerationRecord
+from reins_serve.steering.policy import LIVE, SteeringChoice, SteeringPolicy, SteeringRow, resolve
+from reins_serve.steering.proof import Proof, bare_latents, prove
+
+__all__ = [
+    "Direction",
+    "Generation",
+    "GenerationRecord",
+    "Proof",
+    "SteeringChoice",
+    "SteeringMiddleware",
+    "SteeringPolicy",
+    "SteeringRow",
+    "attach",
+    "load_directions",
+    "resolve",
+]
+
+Directions = str | Path | Mapping[str, str | Path]
+
+
+def load_directions(directions: Directions) -> dict[str, Direction]:
+    """Read one direction file (it becomes `live`), or several by name. Raises DirectionError."""
+    named = directions if isinstance(directions, Mapping) else {LIVE: directions}
+    return {name: Direction.load(path) for name, path in named.items()}
+
+
+def attach(
+    pipeline: DiffusionPipeline, *, model: str, directions: Directions, policy: SteeringPolicy | None = None
+) -> SteeringMiddleware:
+    """Attach steering to a freshly loaded pipeline and prove it on a short clip of noise.
+
+    Call it after loading and before caches, `compile` and offload. From then on the pipeline generates only inside
+    `steering.generation()`. When anything fails the hooks are removed and the pipeline is as it was.
+
+    Args:
+        model: The checkpoint's name in the catalogue.
+        directions: A direction file, or a mapping of names to files in which `live` is the default one.
+        policy: What a generation may ask for; by default the serving strength up to the file's `max_strength`.
+
+    Raises:
+        DirectionError: a file is invalid, or was fitted for another model.
+        PolicyError, SteeringUnavailable: the policy does not suit the directions.
+        SteeringNotApplied: the start-up proof failed.
+        ReinsError: the model is unknown, or has a part that cannot be steered.
+    """
+    entry = catalog.get(model)
+    middleware = SteeringMiddleware(pipeline, model, load_directions(directions), policy or SteeringPolicy())
+    bare = bare_latents(pipeline, entry)
+    try:
+        middleware.proof = prove(middleware, entry, bare, middleware.arm)
+    except BaseException:
+        unregister(middleware.denoiser)
+        raise
+    return middleware

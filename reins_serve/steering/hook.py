@@ -1,0 +1,178 @@
+"""The diffusers `ModelHook` that pushes the video tokens at one block, and the state that the hooks of one denoiser share.
+
+Registered once, after loading and before caches, compilation and offload; never added or removed per request. What a call
+does follows from `SteeringState`, which the host sets between denoising steps and between guidance branches:
+
+1. No generation is open: the call raises. An attached pipeline makes no clip behind the middleware's back.
+2. Nothing is due at this step and branch: the output is returned untouched.
+3. Otherwise each row is pushed by its own direction and counted on the device. No value is read back in the loop.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import CacheContext, StateManager
+from torch import Tensor
+
+from reins_serve.errors import SteeringNotApplied, SteeringUnavailable
+from reins_serve.models.spec import Guidance, blocks_of, spec_of
+from reins_serve.steering.operator import RowPush, steer
+from reins_serve.steering.plan import RowPlan
+
+HOOK_NAME = "reins_steering"
+COND, UNCOND, BATCHED = "cond", "uncond", "batched"
+
+
+class Rows(NamedTuple):
+    """The rows of one call at one block: the push, and what turns a projection into a score. All tensors `[R]` or `[R, D]`."""
+
+    push: RowPush
+    unsafe_mean: Tensor
+    inverse_gap: Tensor
+    token_norm: bool
+    channel_norm: bool
+
+
+class SteeringState:
+    """What the hooks of one denoiser share: the open generation, the branch of the current call, the device's tally."""
+
+    def __init__(self, guidance: Guidance) -> None:
+        self.guidance = guidance
+        self.plans: Sequence[RowPlan] | None = None
+        self.branch: str | None = None
+        self.tally: Tensor | None = None  # float64 [B, 4]: pushes, and sums of displacement, score, moved share
+
+    def layout(self, rows: int) -> str:
+        """Which rows a call carries: `cond`, `uncond`, or `batched` for [unconditional, conditional]."""
+        plans = self.plans or ()
+        if self.guidance == "batched" and rows == 2 * len(plans):
+            return BATCHED
+        if rows != len(plans):
+            raise SteeringNotApplied(
+                f"A block was called with {rows} rows, the generation was opened for {len(plans)} prompts. "
+                "Say generation(prompts=N) for N prompts (times videos per prompt)."
+            )
+        if self.guidance == "batched":
+            return COND
+        if self.branch not in (COND, UNCOND):
+            raise SteeringNotApplied("The pipeline did not say which guidance branch it is calling; its spec is wrong.")
+        return self.branch
+
+
+class BranchListener(StateManager):
+    """Learns the guidance branch from the `cache_context` that sequential pipelines put around each call."""
+
+    def __init__(self, state: SteeringState) -> None:
+        super().__init__(type(None))
+        self._steering = state
+
+    def set_context(self, context: CacheContext | None) -> None:
+        super().set_context(context)
+        self._steering.branch = context.name if context is not None else None
+
+
+class SteeringHook(ModelHook):
+    """Pushes the video tokens in one block's output. `rows` is replaced by the host whenever the window opens or closes."""
+
+    _is_stateful = True  # so that the pipeline's cache_context reaches the listener
+
+    def __init__(self, state: SteeringState, block: int, video: int | None) -> None:
+        super().__init__()
+        self.state = state
+        self.block = block
+        self.video = video
+        self.listener = BranchListener(state)
+        self.rows: dict[str, Rows] = {}
+
+    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Nothing is kept between calls that a cache reset would have to clear."""
+        return module
+
+    def post_forward(self, module: torch.nn.Module, output: object) -> object:
+        state = self.state
+        if state.plans is None:
+            raise SteeringUnavailable(
+                "This pipeline is steered: call it inside `with steering.generation() as g:` and pass it **g.arguments."
+            )
+        hidden: Tensor = output if self.video is None else output[self.video]  # type: ignore[assignment, index]
+        rows = self.rows.get(state.layout(hidden.shape[0]))
+        if rows is None:
+            return output
+        pushed = steer(hidden, rows.push, token_norm=rows.token_norm, channel_norm=rows.channel_norm)
+        active = (rows.push.amount != 0).double()
+        score = (pushed.projection - rows.unsafe_mean) * rows.inverse_gap
+        counted = (
+            torch.stack([torch.ones_like(active), pushed.displacement, score, pushed.moved], dim=1) * active[:, None]
+        )
+        state.tally += counted.reshape(-1, *state.tally.shape).sum(0)  # type: ignore[union-attr]
+        if self.video is None:
+            return pushed.hidden
+        return (*output[: self.video], pushed.hidden, *output[self.video + 1 :])  # type: ignore[index]
+
+
+def register(denoiser: torch.nn.Module, blocks: Sequence[int], state: SteeringState) -> list[SteeringHook]:
+    """Register one hook at each of the numbered blocks (0 is the first) and return them."""
+    spec, path = spec_of(denoiser), blocks_of(denoiser)
+    hooks = [SteeringHook(state, block, spec.video) for block in blocks]
+    for hook in hooks:
+        HookRegistry.check_if_exists_or_initialize(path[hook.block]).register_hook(hook, HOOK_NAME)
+    HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()
+    return hooks
+
+
+def unregister(denoiser: torch.nn.Module) -> None:
+    """Remove every steering hook of a denoiser."""
+    for block in blocks_of(denoiser):
+        HookRegistry.check_if_exists_or_initialize(block).remove_hook(HOOK_NAME, recurse=False)
+    HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()
+
+
+def rows_at(block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], device: torch.device) -> dict[str, Rows]:
+    """The rows of a block by layout, for the rows whose window is open; layouts in which nothing is pushed are left out."""
+    columns: dict[str, list[float]] = {
+        n: [] for n in ("amount", "target", "setpoint", "token", "channel", "unsafe", "gap")
+    }
+    both, vectors = [], []
+    width = next(p.direction.meta.base.width for p in plans if p.direction is not None)
+    for plan, is_open in zip(plans, open_rows, strict=True):
+        direction = plan.direction
+        if direction is None or not is_open or block not in direction.blocks:
+            values, vector = (0.0,) * len(columns), torch.zeros(width)
+            both.append(False)
+        else:
+            at = direction.blocks.index(block)
+            statistics, meta = direction.meta.statistics[at], direction.meta
+            values = (
+                plan.row.strength * direction.unit(at),
+                statistics.safe_mean,
+                float(meta.operation == "setpoint"),
+                float(meta.norm == "token"),
+                float(meta.norm == "channel"),
+                statistics.unsafe_mean,
+                1 / statistics.gap if statistics.gap else 0.0,
+            )
+            vector = direction.vectors[at]
+            both.append(meta.branches == "both")
+        vectors.append(vector)
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    if not any(columns["amount"]):
+        return {}
+    c = {name: torch.tensor(column, dtype=torch.float32, device=device) for name, column in columns.items()}
+    vector = torch.stack(vectors).to(device)
+    norms = {"token_norm": any(columns["token"]), "channel_norm": any(columns["channel"])}
+
+    def rows(amount: Tensor, times: int) -> Rows:
+        r = {name: column.repeat(times) for name, column in c.items()}
+        push = RowPush(
+            vector.repeat(times, 1), amount, r["target"], r["setpoint"] > 0, r["token"] > 0, r["channel"] > 0
+        )
+        return Rows(push, r["unsafe"], r["gap"], **norms)
+
+    unconditional = c["amount"] * torch.tensor(both, device=device)
+    layouts = {COND: rows(c["amount"], 1), BATCHED: rows(torch.cat([unconditional, c["amount"]]), 2)}
+    if any(both):
+        layouts[UNCOND] = rows(unconditional, 1)
+    return layouts
