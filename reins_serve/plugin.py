@@ -11,9 +11,8 @@ Our own replica uses this module and nothing below it.
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffusers import DiffusionPipeline
-
 from reins_serve.models import catalog
+from reins_serve.models.spec import Pipeline
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import unregister
 from reins_serve.steering.middleware import Generation, SteeringMiddleware
@@ -45,7 +44,7 @@ def load_directions(directions: Directions) -> dict[str, Direction]:
 
 
 def attach(
-    pipeline: DiffusionPipeline, *, model: str, directions: Directions, policy: SteeringPolicy | None = None
+    pipeline: Pipeline, *, model: str, directions: Directions, policy: SteeringPolicy | None = None
 ) -> SteeringMiddleware:
     """Attach steering to a freshly loaded pipeline and prove it on a short clip of noise.
 

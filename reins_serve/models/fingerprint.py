@@ -5,17 +5,19 @@ import json
 
 import torch
 
+from reins_serve.models.spec import Denoiser
+
 SAMPLES_PER_TENSOR = 8
 
 
-def fingerprint(denoiser: torch.nn.Module) -> str:
+def fingerprint(denoiser: Denoiser) -> str:
     """Digest of a denoiser's class, configuration and sampled weights, as 32 hexadecimal digits.
 
     Eight evenly spaced values of every parameter are rounded to bfloat16 before hashing, so one checkpoint keeps its
     fingerprint when it is loaded in float32, in bfloat16, or stored in half precision and loaded in either. Two models of
     one shape with other weights differ, as does a fine-tune that touched the sampled values of any tensor.
     """
-    config = {k: v for k, v in dict(denoiser.config).items() if not k.startswith("_")}  # type: ignore[call-overload]
+    config = {k: v for k, v in dict(denoiser.config).items() if not k.startswith("_")}
     digest = hashlib.sha256(type(denoiser).__name__.encode())
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     samples = []

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
 from reins_serve.errors import ReinsError
 from reins_serve.models.catalog import CatalogEntry
+from reins_serve.models.spec import Pipeline
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ def request(entry: CatalogEntry, prompt: str, seed: int, **overrides: object) ->
 
 
 def generate(
-    pipeline: DiffusionPipeline,
+    pipeline: Pipeline,
     entry: CatalogEntry,
     requests: Sequence[ClipRequest],
-    arguments: Mapping[str, object] = {},  # noqa: B006 - never written to
+    arguments: Mapping[str, object] = {},
 ) -> np.ndarray:
     """Generate one clip per request in a single pipeline call.
 

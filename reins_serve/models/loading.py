@@ -5,9 +5,10 @@ from diffusers import DiffusionPipeline
 
 from reins_serve.errors import ReinsError
 from reins_serve.models.catalog import CatalogEntry
+from reins_serve.models.spec import Pipeline
 
 
-def load(entry: CatalogEntry, device: str = "cpu", dtype: str = "float32") -> DiffusionPipeline:
+def load(entry: CatalogEntry, device: str = "cpu", dtype: str = "float32") -> Pipeline:
     """Load a catalogue entry's pipeline. Attach steering to it before enabling caches, compilation or offload.
 
     Args:

@@ -8,12 +8,15 @@ To add a class of your own, register an entry before loading:
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from reins_serve.errors import ReinsError
 
+# A loaded diffusers pipeline. Its components are attributes that the base class does not declare.
+Pipeline: TypeAlias = Any
+Denoiser: TypeAlias = Any  # its transformer, likewise
 Guidance = Literal["batched", "sequential"]
 
 
@@ -63,7 +66,7 @@ def blocks_of(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
     return blocks
 
 
-def width_of(denoiser: torch.nn.Module) -> int:
+def width_of(denoiser: Denoiser) -> int:
     """D, the width of the video tokens, from the denoiser's configuration."""
-    config, field = denoiser.config, spec_of(denoiser).width  # type: ignore[union-attr]
+    config, field = denoiser.config, spec_of(denoiser).width
     return int(config[field]) if field else int(config["num_attention_heads"] * config["attention_head_dim"])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import CacheContext, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from torch import Tensor
 
 from reins_serve.errors import SteeringNotApplied, SteeringUnavailable
@@ -65,7 +65,7 @@ class BranchListener(StateManager):
     """Learns the guidance branch from the `cache_context` that sequential pipelines put around each call."""
 
     def __init__(self, state: SteeringState) -> None:
-        super().__init__(type(None))
+        super().__init__(BaseState())  # only the context is used, no state is kept
         self._steering = state
 
     def set_context(self, context: CacheContext | None) -> None:
@@ -106,7 +106,8 @@ class SteeringHook(ModelHook):
         counted = (
             torch.stack([torch.ones_like(active), pushed.displacement, score, pushed.moved], dim=1) * active[:, None]
         )
-        state.tally += counted.reshape(-1, *state.tally.shape).sum(0)  # type: ignore[union-attr]
+        assert state.tally is not None
+        state.tally += counted.reshape(-1, *state.tally.shape).sum(0)
         if self.video is None:
             return pushed.hidden
         return (*output[: self.video], pushed.hidden, *output[self.video + 1 :])  # type: ignore[index]

@@ -10,7 +10,6 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from reins_serve.errors import (
     DirectionError,
@@ -20,7 +19,7 @@ from reins_serve.errors import (
     SteeringUnavailable,
 )
 from reins_serve.models.fingerprint import fingerprint
-from reins_serve.models.spec import blocks_of, spec_of, width_of
+from reins_serve.models.spec import Pipeline, blocks_of, spec_of, width_of
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import SteeringHook, SteeringState, register, rows_at
 from reins_serve.steering.plan import GenerationRecord, RowPlan, records
@@ -66,7 +65,7 @@ class SteeringMiddleware:
     """
 
     def __init__(
-        self, pipeline: DiffusionPipeline, model: str, directions: Mapping[str, Direction], policy: SteeringPolicy
+        self, pipeline: Pipeline, model: str, directions: Mapping[str, Direction], policy: SteeringPolicy
     ) -> None:
         denoiser = pipeline.transformer
         if getattr(pipeline, "transformer_2", None) is not None:
@@ -226,9 +225,7 @@ class Generation:
         for hook in self._middleware.hooks:
             hook.rows = rows_at(hook.block, self._plans, opened, device) if any(opened) else {}
 
-    def _step_end(
-        self, pipeline: DiffusionPipeline, step: int, timestep: object, kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _step_end(self, pipeline: Pipeline, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
         if step != self._done:
             raise SteeringNotApplied("The pipeline was called twice in one generation; open one generation per call.")
         self._total = int(pipeline.num_timesteps)

@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
 from reins_serve.errors import SteeringNotApplied
 from reins_serve.models.catalog import CatalogEntry
-from reins_serve.models.spec import blocks_of, spec_of
+from reins_serve.models.spec import Pipeline, blocks_of, spec_of
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.middleware import Generation, SteeringMiddleware
 from reins_serve.steering.plan import RowPlan
@@ -63,7 +62,7 @@ class _Tap(ModelHook):
         return output
 
 
-def bare_latents(pipeline: DiffusionPipeline, entry: CatalogEntry, steps: int = STEPS) -> Tensor:
+def bare_latents(pipeline: Pipeline, entry: CatalogEntry, steps: int = STEPS) -> Tensor:
     """Latents of the proof's two clips, from a pipeline that steering has not touched yet."""
     return _run(pipeline, entry, {}, steps)
 
@@ -210,7 +209,7 @@ def _generate(
         return _run(middleware.pipeline, entry, g.arguments, STEPS, negative)
 
 
-def _run(pipeline: DiffusionPipeline, entry: CatalogEntry, arguments: dict, steps: int, negative: str = "") -> Tensor:
+def _run(pipeline: Pipeline, entry: CatalogEntry, arguments: dict, steps: int, negative: str = "") -> Tensor:
     output = pipeline(
         prompt=["a clip", "another clip"],
         negative_prompt=[negative] * 2,
