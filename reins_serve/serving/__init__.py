@@ -1,0 +1,1 @@
+"""The Ray Serve application: a gateway that speaks HTTP, and one deployment per model."""

@@ -1,0 +1,129 @@
+"""A request's body becomes a job, or is refused: the fields, the model's own rules, the steering policy, in that order."""
+
+import re
+import secrets
+from typing import Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+from starlette.types import Message
+
+from reins_serve.models.catalog import CatalogEntry
+from reins_serve.models.generation import ClipRequest
+from reins_serve.serving.config import Limits
+from reins_serve.serving.http_errors import RequestError
+from reins_serve.serving.jobs import Job
+from reins_serve.serving.schema import CreateVideo
+from reins_serve.serving.served import ServedModel
+from reins_serve.steering.policy import SteeringChoice, SteeringRow, resolve
+
+JSON = "application/json"
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+BRACKETED = re.compile(r"^(\w+)\[([^\[\]]+)\]$")
+
+
+async def read_body(request: Request, limits: Limits) -> CreateVideo:
+    """Parse a JSON or form body; in a form, `steering[strength]` and the like stand for nested fields.
+
+    Raises:
+        RequestError: too large, not readable, or of another kind.
+        pydantic.ValidationError: a field is unknown, missing or out of its range.
+    """
+    request = _limited(request, limits.max_body_bytes)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == JSON:
+        return CreateVideo.model_validate_json(await request.body(), strict=True)
+    if kind in FORMS:
+        async with request.form(max_files=1, max_fields=64) as form:
+            return CreateVideo.model_validate(_nested(form))
+    raise RequestError("Send the request as application/json or multipart/form-data.", code="invalid_value")
+
+
+def admit(body: CreateVideo, model: ServedModel, limits: Limits, owner: str, admin: bool) -> Job:
+    """The job that a request asks for.
+
+    Raises:
+        ReinsError: the model cannot make such a clip, or the policy does not allow such a steering.
+    """
+    for name in ("prompt", "negative_prompt"):
+        if len(getattr(body, name)) > limits.max_prompt_chars:
+            raise RequestError(
+                f"At most {limits.max_prompt_chars} characters are accepted.", code="invalid_value", param=name
+            )
+    clip = _clip(body, model.entry)
+    row = _row(body, model, admin)
+    return Job(f"video_{secrets.token_hex(16)}", owner, model.config.name, clip, row, dict(body.metadata))
+
+
+def _clip(body: CreateVideo, entry: CatalogEntry) -> ClipRequest:
+    if body.input_reference is not None:
+        raise RequestError("This model makes clips from text alone.", code="invalid_value", param="input_reference")
+    if body.fps is not None and body.fps != entry.fps:
+        raise RequestError(f"This model makes {entry.fps:g} frames per second.", code="invalid_value", param="fps")
+    width, height = (int(side) for side in body.size.split("x")) if body.size else (entry.width, entry.height)
+    clip = ClipRequest(
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+        seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
+        width=width,
+        height=height,
+        num_frames=_num_frames(body, entry),
+        num_inference_steps=_or(body.num_inference_steps, entry.num_inference_steps),
+        guidance_scale=_or(body.guidance_scale, entry.guidance_scale),
+    )
+    entry.check(
+        width=clip.width,
+        height=clip.height,
+        num_frames=clip.num_frames,
+        num_inference_steps=clip.num_inference_steps,
+        guidance_scale=clip.guidance_scale,
+    )
+    return clip
+
+
+def _num_frames(body: CreateVideo, entry: CatalogEntry) -> int:
+    """The length in frames: as asked; or the possible length nearest to the seconds asked for; or the model's default."""
+    if body.seconds is None:
+        return _or(body.num_frames, entry.num_frames)
+    if body.num_frames is not None:
+        raise RequestError("Give seconds or num_frames, not both.", code="invalid_value", param="num_frames")
+    frames = float(body.seconds) * entry.fps
+    return max(0, round((frames - 1) / entry.frame_multiple)) * entry.frame_multiple + 1
+
+
+def _row(body: CreateVideo, model: ServedModel, admin: bool) -> SteeringRow:
+    choice = SteeringChoice(policy=body.steering.policy, strength=body.steering.strength)
+    return resolve(choice, model.config.policy, model.directions, admin)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _limited(request: Request, limit: int) -> Request:
+    """The same request, whose body raises RequestError once it exceeds `limit` bytes."""
+    seen = 0
+
+    async def receive() -> Message:
+        nonlocal seen
+        message = await request.receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise RequestError(f"At most {limit} bytes are accepted.", code="payload_too_large")
+        return message
+
+    return Request(request.scope, receive)
+
+
+def _nested(form: FormData) -> dict[str, Any]:
+    """Form keys such as `steering[strength]` as nested fields. A file stands as an empty object: the schema judges it."""
+    fields: dict[str, Any] = {}
+    for key, value in form.multi_items():
+        bracketed = BRACKETED.match(key)
+        outer, inner = bracketed.groups() if bracketed else (key, None)
+        place = fields if inner is None else fields.setdefault(outer, {})
+        name = outer if inner is None else inner
+        if not isinstance(place, dict) or name in place:
+            raise RequestError("A field is given twice.", code="invalid_value")
+        place[name] = {} if isinstance(value, UploadFile) else value
+    return fields

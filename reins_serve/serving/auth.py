@@ -1,0 +1,37 @@
+"""Who asks: keys are known by their digests only, and compared in constant time."""
+
+import hmac
+from dataclasses import dataclass
+
+from reins_serve.serving.config import ApplicationConfig, hash_key
+from reins_serve.serving.http_errors import RequestError
+
+EVERYBODY = "everybody"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request: jobs belong to `owner`; `admin` may turn steering off."""
+
+    owner: str
+    admin: bool
+
+
+def identify(authorization: str | None, config: ApplicationConfig) -> Caller:
+    """The caller by the `Authorization: Bearer KEY` header.
+
+    Where the configuration lists no API keys, everybody may ask and all jobs have one owner; the admin key counts all the
+    same.
+
+    Raises:
+        RequestError: a key is needed, and this is none (`invalid_api_key`).
+    """
+    scheme, _, key = (authorization or "").partition(" ")
+    digest = hash_key(key.strip()) if scheme.lower() == "bearer" else ""
+    admin = config.admin_key_sha256 is not None and hmac.compare_digest(digest, config.admin_key_sha256)
+    if not config.api_keys_sha256:
+        return Caller(EVERYBODY, admin)
+    known = [hmac.compare_digest(digest, listed) for listed in config.api_keys_sha256]  # no early exit
+    if not (admin or any(known)):
+        raise RequestError("Send a valid key as `Authorization: Bearer KEY`.", code="invalid_api_key")
+    return Caller(digest, admin)

@@ -1,0 +1,143 @@
+"""The application's configuration: which models are served, how each is steered and batched, and who may ask.
+
+The same classes serve YAML (`args:` of a Serve configuration) and Python (`build(ApplicationConfig(...))`). A word that is
+not known here is an error, so a misspelt safety setting never goes unnoticed.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from reins_serve.errors import DirectionError
+from reins_serve.steering.policy import LIVE, SteeringPolicy
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Strict):
+    """One model: a deployment of its own, with `num_replicas` replicas.
+
+    Attributes:
+        name: The catalogue's name; requests ask for the model by it.
+        directions: Direction files by the name that policies use; `live` is what every request gets by default. A relative
+            path is looked up in the working directory, then beside the installed package (see `find_file`).
+        policy: What a request may ask for, and the operator's floor.
+        device, dtype: Where the weights lie, and their floating type.
+        torch_threads: Threads of one replica's arithmetic on the CPU; None leaves torch's own choice.
+        num_cpus, num_gpus: What Ray reserves for one replica.
+        max_batch_size: Most requests of equal shape, steps and guidance that share one pipeline call.
+        max_batch_wait_ms: How long the oldest waiting request waits for others to join.
+        max_queued: Most jobs that may wait for this model; one more is refused with 429.
+        generation_timeout_s: A job that takes longer than this, from its dispatch on, fails with `timeout`.
+    """
+
+    name: str
+    directions: dict[str, str]
+    policy: SteeringPolicy = SteeringPolicy()
+    device: str = "cpu"
+    dtype: str = "float32"
+    torch_threads: int | None = Field(None, ge=1)
+    num_replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(1, ge=0)
+    num_gpus: float = Field(0, ge=0)
+    max_batch_size: int = Field(1, ge=1)
+    max_batch_wait_ms: float = Field(0, ge=0, allow_inf_nan=False)
+    max_queued: int = Field(64, ge=1)
+    generation_timeout_s: float = Field(3600, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _live_direction(self) -> "ModelConfig":
+        if self.policy.required and LIVE not in self.directions:
+            raise ValueError(
+                f"model {self.name}: name a direction file under directions.{LIVE}, or say policy.required: false to serve "
+                "clips that are marked as unsteered"
+            )
+        return self
+
+    @property
+    def max_in_flight(self) -> int:
+        """Jobs that the gateway hands to the replicas at a time: one batch that runs and one that gathers, each."""
+        return 2 * self.max_batch_size * self.num_replicas
+
+
+class Limits(_Strict):
+    """Bounds on a single HTTP request; a model's own bounds are in the catalogue."""
+
+    max_prompt_chars: int = Field(2000, ge=1)
+    max_body_bytes: int = Field(1 << 20, ge=1)
+
+
+class ApplicationConfig(_Strict):
+    """The whole application.
+
+    Attributes:
+        models: What is served; a request that names no model gets the first.
+        output_dir: Folder of the finished clips; relative to the working directory.
+        api_keys_sha256: SHA-256 digests, hexadecimal, of the keys that may use the API. Empty: everybody who reaches the
+            port may, which is meant for a server that listens on the loopback interface only.
+        admin_key_sha256: Digest of the key that may turn steering off. None: nobody may.
+        limits: Bounds on a single HTTP request.
+    """
+
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    output_dir: str = "reins-clips"
+    api_keys_sha256: tuple[Sha256, ...] = ()
+    admin_key_sha256: Sha256 | None = None
+    limits: Limits = Limits()
+
+    @field_validator("models")
+    @classmethod
+    def _different_names(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+        if len({model.name for model in models}) != len(models):
+            raise ValueError("every model may be listed once; raise num_replicas to serve it more often")
+        return models
+
+    def model(self, name: str) -> ModelConfig | None:
+        """The configuration of a served model, or None."""
+        return next((model for model in self.models if model.name == name), None)
+
+
+def hash_key(key: str) -> str:
+    """The SHA-256 digest by which the configuration knows a key; keys should be long and random."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def find_file(path: str) -> Path:
+    """Resolve a path of the configuration to an absolute one.
+
+    An absolute path stands as it is. A relative one is looked up in the working directory of the process that calls
+    `build`, then in the folder that holds the package `reins_serve` (a checkout, whose `directions/` ships with it).
+
+    Raises:
+        DirectionError: there is no such file in either place.
+    """
+    places = [Path(path)] if Path(path).is_absolute() else [Path.cwd() / path, SOURCE_ROOT / path]
+    for place in places:
+        if place.is_file():
+            return place.resolve()
+    raise DirectionError(
+        f"There is no direction file at {' or '.join(map(str, places))}. Correct the path under `directions:`, or give an "
+        "absolute one.",
+        param="directions",
+    )
+
+
+def resolved(config: ApplicationConfig) -> ApplicationConfig:
+    """The same configuration with absolute paths, so that no later process depends on its working directory.
+
+    Raises:
+        DirectionError: a direction file is not where the configuration says.
+    """
+    models = tuple(
+        model.model_copy(update={"directions": {name: str(find_file(path)) for name, path in model.directions.items()}})
+        for model in config.models
+    )
+    return config.model_copy(update={"models": models, "output_dir": str(Path(config.output_dir).absolute())})

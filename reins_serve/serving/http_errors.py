@@ -1,0 +1,124 @@
+"""Every error as the API shows it: `{"error": {"message", "type", "param", "code"}}`, without traceback, path or raw input."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from reins_serve.errors import ReinsError
+from reins_serve.serving.schema import ErrorAnswer, ErrorBody
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 5
+
+STATUS = {
+    "invalid_value": 400,
+    "missing_required_parameter": 400,
+    "unknown_parameter": 400,
+    "unsupported_size": 400,
+    "too_many_frames": 400,
+    "invalid_api_key": 401,
+    "steering_required": 403,
+    "admin_only": 403,
+    "not_found": 404,
+    "video_not_found": 404,
+    "model_not_found": 404,
+    "direction_not_found": 404,
+    "method_not_allowed": 405,
+    "video_not_ready": 409,
+    "video_failed": 409,
+    "video_expired": 410,
+    "payload_too_large": 413,
+    "queue_full": 429,
+    "not_ready": 503,
+    "steering_unavailable": 503,
+}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
+HEADERS: Mapping[str, Mapping[str, str]] = {
+    "queue_full": {"Retry-After": str(RETRY_AFTER_S)},
+    "not_ready": {"Retry-After": str(RETRY_AFTER_S)},
+    "invalid_api_key": {"WWW-Authenticate": "Bearer"},
+}
+
+
+class RequestError(ReinsError):
+    """A request that the API refuses; `code` is one of `STATUS`."""
+
+
+def invalid(errors: Sequence[Mapping[str, Any]]) -> RequestError:
+    """The first of pydantic's errors in the API's words; what was sent is not repeated."""
+    first = errors[0]
+    param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or None
+    if first["type"] == "extra_forbidden":
+        # The name of an unknown field is the client's own text, so it is not repeated either, unless it is a plain word.
+        named = (
+            param
+            if param is not None and param.replace("_", "").replace(".", "").isalnum() and len(param) <= 64
+            else None
+        )
+        return RequestError("There is a field that this API does not know.", code="unknown_parameter", param=named)
+    if first["type"] == "missing":
+        return RequestError("A required field is missing.", code="missing_required_parameter", param=param)
+    if first["type"] == "json_invalid":
+        return RequestError("The body is not valid JSON.", code="invalid_value")
+    return RequestError(f"{first['msg']}.", code="invalid_value", param=param)
+
+
+def answer(error: ReinsError) -> JSONResponse:
+    """The response for one of our errors; a code that is not the API's is an internal error, and says no more."""
+    status = STATUS.get(error.code)
+    if status is None:
+        logger.error("unexpected error while answering a request", exc_info=error)
+        return _response(500, "Something went wrong inside the server; its log says what.", "internal_error", None)
+    return _response(status, str(error), error.code, error.param)
+
+
+def install(app: FastAPI) -> None:
+    """Make an application answer all its errors in this shape."""
+
+    @app.exception_handler(ReinsError)
+    async def ours(request: Request, error: ReinsError) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def fastapis(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(invalid(error.errors()))
+
+    @app.exception_handler(ValidationError)
+    async def pydantics(request: Request, error: ValidationError) -> JSONResponse:
+        return answer(invalid(error.errors(include_url=False, include_context=False, include_input=False)))
+
+    @app.exception_handler(HTTPException)
+    async def starlettes(request: Request, error: HTTPException) -> JSONResponse:
+        known = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+        code = known.get(error.status_code, "invalid_value" if error.status_code < 500 else "internal_error")
+        messages = {
+            "not_found": "There is nothing at this address.",
+            "method_not_allowed": "This address does not know the method.",
+        }
+        message = messages.get(code, "The request could not be read.")
+        return _response(error.status_code, message, code, None, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return answer(ReinsError("unexpected"))
+
+
+def _response(
+    status: int, message: str, code: str, param: str | None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    body = ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
+    return JSONResponse(body.model_dump(), status, {**HEADERS.get(code, {}), **(headers or {})})

@@ -1,0 +1,263 @@
+"""The HTTP API's objects: what a request may say, and what an answer looks like. The shape is that of OpenAI's video jobs."""
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reins_serve.models.catalog import CatalogEntry
+from reins_serve.serving.files import Variant
+from reins_serve.serving.jobs import Job
+from reins_serve.serving.served import ServedModel
+from reins_serve.steering.direction import Direction
+from reins_serve.steering.policy import DEFAULT, LIVE
+
+Text = Annotated[str, Field(max_length=100_000)]
+Word = Annotated[str, Field(max_length=128)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Steering(_Request):
+    """What a request asks of steering; the operator's policy decides what it gets."""
+
+    policy: Word | None = None
+    strength: Finite | None = None
+
+
+class CreateVideo(_Request):
+    """`POST /v1/videos`. What is absent is the model's default; `seconds` and `num_frames` say the same and exclude each other."""
+
+    prompt: Annotated[Text, Field(min_length=1)]
+    model: Word | None = None
+    seconds: Annotated[Finite, Field(gt=0)] | Annotated[str, Field(pattern=r"^\d{1,6}(\.\d{1,6})?$")] | None = None
+    size: Annotated[str, Field(pattern=r"^\d{1,5}x\d{1,5}$")] | None = None
+    input_reference: dict[str, Any] | None = None
+    negative_prompt: Text = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    fps: Annotated[Finite, Field(gt=0)] | None = None
+    num_frames: Annotated[int, Field(ge=1)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1)] | None = None
+    guidance_scale: Annotated[Finite, Field(ge=0)] | None = None
+    steering: Steering = Steering()
+    metadata: Annotated[dict[Word, Annotated[str, Field(max_length=512)]], Field(max_length=16)] = {}
+
+
+class ListQuery(_Request):
+    """Query of `GET /v1/videos`."""
+
+    after: Word | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+
+
+class ContentQuery(_Request):
+    """Query of `GET /v1/videos/{id}/content`."""
+
+    variant: Variant = "video"
+
+
+class ErrorBody(BaseModel):
+    """What went wrong; `param` names the field at fault, where there is one."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class JobErrorBody(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class SteeringState(BaseModel):
+    """How a clip is steered. The figures are null until the clip is finished; see `GenerationRecord` for their meanings."""
+
+    policy: str
+    strength: float
+    direction: str | None
+    version: str | None = None
+    sha256: str | None = None
+    operation: str | None = None
+    planned: int | None = None
+    applied: int | None = None
+    steps_steered: int | None = None
+    displacement: float | None = None
+    score: float | None = None
+    moved: float | None = None
+    steered: bool | None = None
+    proved: bool | None = None
+    reason: str | None = None
+
+
+class Video(BaseModel):
+    """A video job. Times are Unix seconds; `progress` is in per cent, and 100 only once the files are stored."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    prompt: str
+    negative_prompt: str
+    created_at: int
+    started_at: int | None
+    completed_at: int | None
+    expires_at: int | None = None
+    error: JobErrorBody | None
+    remixed_from_video_id: str | None = None
+    seconds: str
+    size: str
+    fps: float
+    num_frames: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    inference_time_s: float | None
+    queue_position: int | None
+    steering: SteeringState
+    metadata: dict[str, str]
+
+
+class VideoList(BaseModel):
+    """A page of jobs; pass `last_id` as `after` for the next."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    """The job and its files are gone."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class LiveDirection(BaseModel):
+    """The direction that steers a model's clips unless a request chooses another policy."""
+
+    name: str
+    version: str
+    sha256: str
+    operation: str
+    branches: str
+    blocks: list[int]
+    serving_strength: float
+    max_strength: float
+
+
+class Model(BaseModel):
+    """A served model and the clips that it makes; sizes are in pixels."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["reins-serve"] = "reins-serve"
+    tasks: list[str]
+    fps: float
+    size: str
+    size_multiple: int
+    min_side: int
+    max_side: int
+    num_frames: int
+    max_frames: int
+    frame_multiple: int
+    num_inference_steps: int
+    guidance_scale: float
+    steering_required: bool
+    policies: list[str]
+    direction: LiveDirection | None
+
+
+class ModelList(BaseModel):
+    """All served models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """Answer of `/healthz` and `/readyz`."""
+
+    status: Literal["ok", "ready"]
+
+
+def video(job: Job, entry: CatalogEntry, position: int | None) -> Video:
+    """A job as the API shows it."""
+    steering = asdict(job.result.record) if job.result else asdict(job.row) | {"direction": None}
+    return Video(
+        id=job.id,
+        model=job.model,
+        status=job.status,
+        progress=job.progress,
+        prompt=job.clip.prompt,
+        negative_prompt=job.clip.negative_prompt,
+        created_at=int(job.created_at),
+        started_at=int(job.started_at) if job.started_at is not None else None,
+        completed_at=int(job.completed_at) if job.completed_at is not None else None,
+        error=JobErrorBody(code=job.error.code, message=job.error.message) if job.error else None,
+        seconds=f"{job.clip.num_frames / entry.fps:g}",
+        size=f"{job.clip.width}x{job.clip.height}",
+        fps=entry.fps,
+        num_frames=job.clip.num_frames,
+        num_inference_steps=job.clip.num_inference_steps,
+        guidance_scale=job.clip.guidance_scale,
+        seed=job.clip.seed,
+        inference_time_s=job.result.inference_time_s if job.result else None,
+        queue_position=position,
+        steering=SteeringState.model_validate(steering),
+        metadata=dict(job.metadata),
+    )
+
+
+def model_card(model: ServedModel, created: int) -> Model:
+    """A served model as the API shows it. Policies for holders of the admin key are not listed."""
+    entry, policy = model.entry, model.config.policy
+    live = model.directions.get(LIVE)
+    return Model(
+        id=entry.name,
+        created=created,
+        tasks=list(entry.tasks),
+        fps=entry.fps,
+        size=f"{entry.width}x{entry.height}",
+        size_multiple=entry.size_multiple,
+        min_side=entry.min_side,
+        max_side=entry.max_side,
+        num_frames=entry.num_frames,
+        max_frames=entry.max_frames,
+        frame_multiple=entry.frame_multiple,
+        num_inference_steps=entry.num_inference_steps,
+        guidance_scale=entry.guidance_scale,
+        steering_required=policy.required,
+        policies=[DEFAULT, *(name for name, named in policy.policies.items() if not named.admin_only)],
+        direction=_live_direction(live) if live else None,
+    )
+
+
+def _live_direction(direction: Direction) -> LiveDirection:
+    return LiveDirection(
+        name=direction.name,
+        version=direction.version,
+        sha256=direction.sha256,
+        operation=direction.operation,
+        branches=direction.branches,
+        blocks=list(direction.blocks),
+        serving_strength=direction.serving_strength,
+        max_strength=direction.max_strength,
+    )
