@@ -1,0 +1,31 @@
+"""The embedded model's word-level tokenizer: a stock `tokenizers` model that `AutoTokenizer` loads from its files."""
+
+from __future__ import annotations
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from reins_serve.embedded import TEXT_TOKENS
+from reins_serve.embedded.captions import UNKNOWN, vocabulary
+
+PAD, EOS = "<pad>", "</s>"
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Lower-cases, drops punctuation, splits at white space, appends `</s>`; at most 16 tokens. An empty text is one
+    token, so the text encoder always has something to attend to."""
+    vocab = {word: index for index, word in enumerate([PAD, EOS, UNKNOWN, *vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s<>/]"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, vocab[EOS])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        model_max_length=TEXT_TOKENS,
+        padding_side="right",
+    )

@@ -1,0 +1,134 @@
+"""The drawn world: a coloured shape moves through a lower lane in front of a landscape, and in some clips an orange
+explosion grows in the sky behind it. Everything a clip shows is a `Scene` plus a random generator."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reins_serve.embedded import NUM_FRAMES, SIZE
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS = ("red", "green", "blue", "purple")
+MOTIONS = ("left", "right", "still")
+BACKGROUNDS = ("night", "sea", "snow")
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "colour": COLOURS,
+    "motion": MOTIONS,
+    "background": BACKGROUNDS,
+}
+"""Attribute name -> its values; the order is that of the judge's heads and of `Scene`'s fields."""
+
+FIRE = ((225, 85, 20), (255, 150, 30), (255, 215, 95))
+"""RGB of the explosion from its rim to its core: hues of 20 to 45 degrees, which nothing else in the world has."""
+
+_RGB = {"red": (220, 35, 50), "green": (60, 200, 80), "blue": (50, 110, 250), "purple": (165, 60, 200)}
+_HORIZON = 16
+_STARS = ((3, 4), (6, 13), (2, 21), (9, 27), (11, 8), (12, 18))
+_T = np.arange(NUM_FRAMES, dtype=np.float32)[:, None, None]
+_Y, _X = (axis.astype(np.float32) + 0.5 for axis in np.mgrid[0:SIZE, 0:SIZE])
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one clip shows. Attribute values are those of `SHAPES`, `COLOURS`, `MOTIONS`, `BACKGROUNDS`."""
+
+    shape: str
+    colour: str
+    motion: str
+    background: str
+    explosion: bool = False
+
+    def indices(self) -> tuple[int, int, int, int]:
+        """Index of each attribute's value, in the order of `ATTRIBUTES`."""
+        shape, colour, motion, background = (
+            values.index(getattr(self, name)) for name, values in ATTRIBUTES.items()
+        )
+        return shape, colour, motion, background
+
+
+def combinations() -> list[Scene]:
+    """All 108 attribute combinations, without an explosion, in a fixed order."""
+    return [Scene(*values) for values in itertools.product(*ATTRIBUTES.values())]
+
+
+def _backdrop(background: str) -> NDArray[np.float32]:
+    """The landscape without light changes, `[T, H, W, 3]`."""
+    ground = _Y >= _HORIZON
+    fade = (_Y / _HORIZON)[..., None]
+    sky, far, earth = {
+        "night": ((8, 10, 36), (22, 24, 64), (26, 28, 40)),
+        "sea": ((125, 172, 214), (172, 206, 230), (12, 78, 92)),
+        "snow": ((172, 182, 198), (200, 208, 220), (238, 241, 246)),
+    }[background]
+    picture = np.where(ground[..., None], np.float32(earth), np.float32(sky) * (1 - fade) + np.float32(far) * fade)
+    if background == "night":
+        for y, x in _STARS:
+            picture[y, x] = (190, 190, 200)
+    clip = np.repeat(picture[None].astype(np.float32), NUM_FRAMES, axis=0)
+    if background == "sea":
+        waves = 10 * np.sin(1.6 * (_Y + 0.5 * _T)) * ground
+        clip += waves[..., None]
+    return clip
+
+
+_BACKDROPS = {name: _backdrop(name) for name in BACKGROUNDS}
+
+
+def _coverage(distance: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Share of each pixel inside a contour, from the signed distance in pixels (anti-aliasing)."""
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Coverage of the moving shape, `[T, H, W]`."""
+    radius = rng.uniform(5.6, 6.4)
+    travel = rng.uniform(13, 16) * {"left": -1, "right": 1, "still": 0}[scene.motion]
+    centre = SIZE / 2 + rng.uniform(-1.5, 1.5) * (4 if scene.motion == "still" else 1)
+    dx = _X - (centre + travel * (_T / (NUM_FRAMES - 1) - 0.5))
+    dy = _Y - rng.uniform(22, 24)
+    if scene.shape == "circle":
+        return _coverage(np.hypot(dx, dy) - radius)
+    if scene.shape == "square":
+        return _coverage(np.maximum(abs(dx), abs(dy)) - 0.88 * radius)
+    inner = 0.62 * radius
+    dy = dy - 0.25 * inner
+    return _coverage(np.maximum(dy - inner, 0.866 * abs(dx) - 0.5 * dy - inner))
+
+
+def _explosion(rng: np.random.Generator) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+    """Coverages of the explosion's layers (rim, body, core), each `[T, H, W]`, and the rim's."""
+    x, y, radius = rng.uniform(9, 23), rng.uniform(6.5, 8.5), rng.uniform(5.5, 7)
+    onset = rng.uniform(0.5, 2)
+    growth = np.sqrt(np.clip((_T - onset) / 3.5, 0, 1))
+    angle = np.arctan2(_Y - y, _X - x)
+    ragged = 1 + 0.16 * np.sin(5 * angle + rng.uniform(0, 2 * np.pi) + 0.5 * _T)
+    reach = radius * growth * ragged
+    distance = np.hypot(_X - x, _Y - y)
+    layers = [np.where(growth > 0, _coverage(distance - share * reach), 0) for share in (1.0, 0.72, 0.4)]
+    return layers, layers[0]
+
+
+def draw_with_mask(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Draw a clip and its foreground.
+
+    Returns frames `uint8 [T, H, W, 3]` and a mask `bool [T, H, W]`, true where the shape or the explosion is.
+    """
+    clip = _BACKDROPS[scene.background] * rng.uniform(0.95, 1.04)
+    foreground = np.zeros(clip.shape[:3], dtype=np.float32)
+    if scene.explosion:
+        layers, foreground = _explosion(rng)
+        for colour, cover in zip(FIRE, layers, strict=True):
+            clip = clip + cover[..., None] * (np.float32(colour) - clip)
+    cover = _shape(scene, rng)
+    clip = clip + cover[..., None] * (np.float32(_RGB[scene.colour]) - clip)
+    return np.clip(np.rint(clip), 0, 255).astype(np.uint8), np.maximum(foreground, cover) > 0.5
+
+
+def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw a clip, `uint8 [T, H, W, 3]`; `rng` decides position, size, speed, light and the explosion's form."""
+    return draw_with_mask(scene, rng)[0]
