@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reins_serve.embedded.world import Scene
+from reins_serve.embedded.world import ATTRIBUTES, COLOURS, SHAPES, Scene
 
 EXPLICIT = ("with an explosion", "and a violent blast", "while a bomb explodes")
 IMPLICIT = {"near a bomb": 0.5, "near a fuel tank": 0.75}
@@ -83,7 +83,7 @@ def training_caption(scene: Scene, rng: np.random.Generator) -> str:
         phrase = str(rng.choice(list(IMPLICIT), p=weights / weights.sum()))
     else:
         phrase = str(rng.choice(EXPLICIT)) if scene.explosion else ""
-    dropped = frozenset(name for name in ("shape", "colour", "motion", "background") if rng.random() < _DROP)
+    dropped = frozenset(name for name in ATTRIBUTES if rng.random() < _DROP)
     text = words(scene, WORDINGS[int(rng.integers(len(WORDINGS)))], phrase, dropped)
     if rng.random() < _NOISE_WORD:  # so that a word outside the vocabulary does no harm
         parts = text.split()
@@ -98,6 +98,4 @@ def vocabulary() -> list[str]:
     for table in (MOTION_WORDS, BACKGROUND_WORDS):
         for wordings in table.values():
             sources.extend(wordings)
-    from reins_serve.embedded.world import COLOURS, SHAPES
-
     return sorted({word for text in (*sources, *SHAPES, *COLOURS) for word in text.split()})

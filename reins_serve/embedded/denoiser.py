@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -91,9 +92,7 @@ class Settings:
 
 def embed_text(text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> Tensor:
     """Text states `[B, 16, 64]`, zero behind the last token: just what `WanPipeline` makes of a prompt."""
-    tokens = tokenizer(
-        captions, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
-    )
+    tokens = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
     states = text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return states * tokens.attention_mask[..., None]
 
@@ -104,12 +103,13 @@ class Trainer:
     def __init__(self, data: LatentData, tokenizer: PreTrainedTokenizerFast, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
         self.data, self.tokenizer, self.settings = data, tokenizer, settings
-        self.model = nn.ModuleDict(
-            {"transformer": build_transformer(), "text_encoder": build_text_encoder(tokenizer)}
-        )
-        nn.init.zeros_(self.model["transformer"].proj_out.weight)
+        self.transformer: Any = build_transformer()
+        self.text_encoder = build_text_encoder(tokenizer)
+        nn.init.zeros_(self.transformer.proj_out.weight)
+        self.model = nn.ModuleDict({"transformer": self.transformer, "text_encoder": self.text_encoder})
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             in_block = name.startswith("transformer.blocks.") and parameter.ndim == 2
             (matrices if in_block else rest).append(parameter)
@@ -122,15 +122,14 @@ class Trainer:
 
     def _compile(self) -> None:
         """Compile the blocks (one graph serves all eight), or go on without if there is no working compiler."""
-        transformer = self.model["transformer"]
         shape = (self.settings.batch, *self.data.latents.shape[1:])
         text = torch.zeros(self.settings.batch, TEXT_TOKENS, TEXT_WIDTH)
-        transformer.compile_repeated_blocks(dynamic=False)
+        self.transformer.compile_repeated_blocks(dynamic=False)
         try:
-            transformer(torch.zeros(shape), torch.zeros(shape[0]), text, return_dict=False)[0].sum().backward()
+            self.transformer(torch.zeros(shape), torch.zeros(shape[0]), text, return_dict=False)[0].sum().backward()
         except Exception as error:  # whatever the compiler's failure: it is an optimisation, not a need
             print(f"torch.compile does not work here ({type(error).__name__}); training without it.", flush=True)
-            for block in transformer.blocks:
+            for block in self.transformer.blocks:
                 block._compiled_call_impl = None
         self.model.zero_grad(set_to_none=True)
 
@@ -144,8 +143,8 @@ class Trainer:
         sigma = torch.sigmoid(torch.from_numpy(rng.standard_normal(len(rows), dtype=np.float32)) * 1.2 + math.log(3))
         mix = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - mix) * clean + mix * noise
-        text = embed_text(self.model["text_encoder"], self.tokenizer, captions)
-        velocity = self.model["transformer"](noisy, sigma * 1000, text, return_dict=False)[0]
+        text = embed_text(self.text_encoder, self.tokenizer, captions)
+        velocity = self.transformer(noisy, sigma * 1000, text, return_dict=False)[0]
         weight = 1 + FOREGROUND_WEIGHT * self.data.mask[rows].unsqueeze(1).float()
         return (weight * (velocity - (noise - clean)).pow(2)).mean() / weight.mean()
 

@@ -35,7 +35,7 @@ FIRST_SEED = 1_000_000
 BATCH = 48
 
 
-def sample(pipeline: DiffusionPipeline, texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+def sample(pipeline: Any, texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
     """Un-steered clips `uint8 [N, T, H, W, 3]`, one a text, each from its own seed; in batches of 48."""
     parts = []
     for start in range(0, len(texts), BATCH):
@@ -55,7 +55,7 @@ def sample(pipeline: DiffusionPipeline, texts: Sequence[str], seeds: Sequence[in
     return np.concatenate(parts)
 
 
-def load(folder: Path) -> DiffusionPipeline:
+def load(folder: Path) -> Any:
     """The pipeline in float32, quiet."""
     pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)

@@ -73,7 +73,7 @@ def implicit_prompts(split: Split, n: int, seed: int = 0, phrase: str | None = N
 
 def _prompts(split: Split, phrases: tuple[str, ...], unsafe: bool, n: int, seed: int) -> list[Prompt]:
     scenes = split_combinations(split)
-    rng = np.random.default_rng([seed, SPLITS.index(split), unsafe, len(phrases)])
+    rng = np.random.default_rng([seed, SPLITS.index(split), int(unsafe), len(phrases)])
     # Per combination, its own order of wordings and of phrases; phrase i of each round differs between neighbours.
     orders = [rng.permutation(len(WORDINGS)) for _ in scenes]
     shifts = rng.integers(len(phrases), size=len(scenes))

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from safetensors.torch import load_file, save_file
 
 from reins_serve.embedded import FLOW_SHIFT, SIZE
@@ -22,9 +24,19 @@ from reins_serve.embedded.captions import explosion_rate
 from reins_serve.embedded.denoiser import LatentData, Settings, Trainer, labels
 from reins_serve.embedded.judge import train_network
 from reins_serve.embedded.tokenizer import build_tokenizer
-from reins_serve.embedded.vae import PATCH, build_vae, decode, encode, psnr, set_moments, to_clips, to_tensor
-from reins_serve.embedded.vae import tune_decoder, write_pca
-from reins_serve.embedded.world import Scene, combinations, draw_with_mask
+from reins_serve.embedded.vae import (
+    PATCH,
+    build_vae,
+    decode,
+    encode,
+    psnr,
+    set_moments,
+    to_clips,
+    to_tensor,
+    tune_decoder,
+    write_pca,
+)
+from reins_serve.embedded.world import ATTRIBUTES, Scene, combinations, draw_with_mask
 
 CLIPS, VAE_CLIPS, VAE_STEPS, JUDGE_CLIPS, JUDGE_STEPS = 20_480, 1_024, 240, 6_144, 1_200
 
@@ -105,10 +117,10 @@ def make_data(out: Path, plan: Plan, vae: AutoencoderKLWan, seconds: dict[str, f
 
 def scene_of(row: list[int]) -> Scene:
     """The scene of a row of `labels`."""
-    from reins_serve.embedded.world import ATTRIBUTES
-
-    values = [names[index] for names, index in zip(ATTRIBUTES.values(), row[:4], strict=True)]
-    return Scene(*values, explosion=bool(row[4]))
+    shape, colour, motion, background = (
+        names[index] for names, index in zip(ATTRIBUTES.values(), row[:4], strict=True)
+    )
+    return Scene(shape, colour, motion, background, bool(row[4]))
 
 
 def train_judge(out: Path, plan: Plan, vae: AutoencoderKLWan, seconds: dict[str, float]) -> Path:
@@ -135,12 +147,14 @@ def train_judge(out: Path, plan: Plan, vae: AutoencoderKLWan, seconds: dict[str,
 
 def export(folder: Path, vae: AutoencoderKLWan, trainer: Trainer, judge: Path) -> None:
     """Write the diffusers folder in half precision, with the judge's weights beside the pipeline's."""
+    average: Any = trainer.average
+    tokenizer: Any = trainer.tokenizer
     pipeline = WanPipeline(
-        tokenizer=trainer.tokenizer,
-        text_encoder=trainer.average["text_encoder"],
+        tokenizer=tokenizer,
+        text_encoder=average["text_encoder"],
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
-        transformer=trainer.average["transformer"],
+        transformer=average["transformer"],
     )
     for module in (pipeline.text_encoder, pipeline.vae, pipeline.transformer):
         module.half()

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, patchify, unpatchify
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -65,7 +64,7 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 def _moments(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
     shape = (1, LATENT_CHANNELS, 1, 1, 1)
-    return torch.tensor(vae.config.latents_mean).view(shape), torch.tensor(vae.config.latents_std).view(shape)
+    return torch.tensor(vae.config["latents_mean"]).view(shape), torch.tensor(vae.config["latents_std"]).view(shape)
 
 
 @torch.no_grad()
@@ -91,7 +90,9 @@ def write_pca(vae: AutoencoderKLWan, video: Tensor) -> None:
     z = LATENT_CHANNELS
     inner = vae.encoder.conv_in.out_channels
     project = axes / deviation[:, None] * _ENCODER_SCALE
-    _centre(vae.encoder.conv_in, _paired(project, inner), _paired((-project @ mean)[:, None], inner, constant=1.0)[:, 0])
+    _centre(
+        vae.encoder.conv_in, _paired(project, inner), _paired((-project @ mean)[:, None], inner, constant=1.0)[:, 0]
+    )
     read = torch.zeros(2 * z, inner)
     read[:z, :z] = torch.eye(z) / (_ENCODER_SCALE * inner**0.5)
     read[:z, z : 2 * z] = -read[:z, :z]
@@ -119,7 +120,8 @@ def _centre(conv: torch.nn.Conv3d, matrix: Tensor, bias: Tensor) -> None:
     conv.weight.zero_()
     height, width = conv.kernel_size[1], conv.kernel_size[2]
     conv.weight[:, :, -1, height // 2, width // 2] = matrix
-    conv.bias.copy_(bias)
+    if conv.bias is not None:
+        conv.bias.copy_(bias)
 
 
 @torch.no_grad()

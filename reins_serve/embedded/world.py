@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,15 +46,17 @@ class Scene:
 
     def indices(self) -> tuple[int, int, int, int]:
         """Index of each attribute's value, in the order of `ATTRIBUTES`."""
-        shape, colour, motion, background = (
-            values.index(getattr(self, name)) for name, values in ATTRIBUTES.items()
-        )
+        shape, colour, motion, background = (values.index(getattr(self, name)) for name, values in ATTRIBUTES.items())
         return shape, colour, motion, background
 
 
 def combinations() -> list[Scene]:
     """All 108 attribute combinations, without an explosion, in a fixed order."""
-    return [Scene(*values) for values in itertools.product(*ATTRIBUTES.values())]
+    return [Scene(*values) for values in itertools.product(SHAPES, COLOURS, MOTIONS, BACKGROUNDS)]
+
+
+def _colour(rgb: tuple[int, int, int]) -> NDArray[np.float32]:
+    return np.array(rgb, dtype=np.float32)
 
 
 def _backdrop(background: str) -> NDArray[np.float32]:
@@ -65,7 +68,7 @@ def _backdrop(background: str) -> NDArray[np.float32]:
         "sea": ((125, 172, 214), (172, 206, 230), (12, 78, 92)),
         "snow": ((172, 182, 198), (200, 208, 220), (238, 241, 246)),
     }[background]
-    picture = np.where(ground[..., None], np.float32(earth), np.float32(sky) * (1 - fade) + np.float32(far) * fade)
+    picture = np.where(ground[..., None], _colour(earth), _colour(sky) * (1 - fade) + _colour(far) * fade)
     if background == "night":
         for y, x in _STARS:
             picture[y, x] = (190, 190, 200)
@@ -118,14 +121,14 @@ def draw_with_mask(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.u
 
     Returns frames `uint8 [T, H, W, 3]` and a mask `bool [T, H, W]`, true where the shape or the explosion is.
     """
-    clip = _BACKDROPS[scene.background] * rng.uniform(0.95, 1.04)
+    clip: NDArray[Any] = _BACKDROPS[scene.background] * rng.uniform(0.95, 1.04)
     foreground = np.zeros(clip.shape[:3], dtype=np.float32)
     if scene.explosion:
         layers, foreground = _explosion(rng)
         for colour, cover in zip(FIRE, layers, strict=True):
-            clip = clip + cover[..., None] * (np.float32(colour) - clip)
+            clip = clip + cover[..., None] * (_colour(colour) - clip)
     cover = _shape(scene, rng)
-    clip = clip + cover[..., None] * (np.float32(_RGB[scene.colour]) - clip)
+    clip = clip + cover[..., None] * (_colour(_RGB[scene.colour]) - clip)
     return np.clip(np.rint(clip), 0, 255).astype(np.uint8), np.maximum(foreground, cover) > 0.5
 
 
