@@ -1,0 +1,93 @@
+"""The push against formulas written out in float64, and what it must leave alone."""
+
+import pytest
+import torch
+
+from reins_serve.steering.operator import RowPush, steer
+
+R, S, D = 3, 20, 8
+
+
+def push(operation: str, norm: str, amount: float = 0.7, target: float = 0.3) -> RowPush:
+    generator = torch.Generator().manual_seed(1)
+    return RowPush(
+        torch.nn.functional.normalize(torch.randn(R, D, generator=generator), dim=1),
+        torch.full((R,), amount),
+        torch.full((R,), target),
+        torch.full((R,), operation == "setpoint"),
+        torch.full((R,), norm == "token"),
+        torch.full((R,), norm == "channel"),
+    )
+
+
+def hidden(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(R, S, D, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def written_out(h: torch.Tensor, p: RowPush, norm: str) -> torch.Tensor:
+    result = torch.empty(R, S, D, dtype=torch.float64)
+    for r in range(R):
+        for s in range(S):
+            token, d = h[r, s].double(), p.vector[r].double()
+            length = p.amount[r].double()
+            if p.setpoint[r]:
+                length = length * max(0.0, float(p.target[r]) - float(token @ d))
+            result[r, s] = token + length * d
+            if norm == "token":
+                result[r, s] *= token.norm() / result[r, s].norm()
+        if norm == "channel":
+            for c in range(D):
+                result[r, :, c] *= h[r, :, c].double().norm() / result[r, :, c].norm()
+    return result
+
+
+@pytest.mark.parametrize("operation", ["add", "setpoint"])
+@pytest.mark.parametrize("norm", ["token", "channel", "none"])
+def test_the_push_is_the_formula(operation: str, norm: str) -> None:
+    h, p = hidden(), push(operation, norm)
+    result = steer(h, p, token_norm=norm == "token", channel_norm=norm == "channel")
+    wanted = written_out(h, p, norm)
+    assert torch.allclose(result.hidden.double(), wanted, atol=1e-6)
+    moved = ((wanted - h.double()) * p.vector[:, None].double()).sum(2).mean(1)
+    assert torch.allclose(result.displacement.double(), moved, atol=1e-6)
+    assert torch.allclose(result.projection, (h * p.vector[:, None]).sum(2).mean(1), atol=1e-6)
+
+
+def test_a_token_that_is_safe_already_is_not_touched() -> None:
+    h, p = hidden(), push("setpoint", "none")
+    safe = (h * p.vector[:, None]).sum(2) >= 0.3
+    result = steer(h, p, token_norm=False, channel_norm=False)
+    assert safe.any()
+    assert not safe.all()
+    assert torch.equal(result.hidden[safe], h[safe])
+    assert torch.allclose(result.moved, (~safe).float().mean(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_amount_zero_is_bit_identical_beside_steered_rows(dtype: torch.dtype) -> None:
+    p = push("add", "token")
+    p.amount[1] = 0
+    h = hidden(dtype)
+    h[1, 0, 0] = -0.0
+    result = steer(h, p, token_norm=True, channel_norm=True)
+    assert torch.equal(result.hidden[1].view(torch.int16), h[1].view(torch.int16))
+    assert result.hidden.dtype == dtype
+    assert not torch.equal(result.hidden[0], h[0])
+    assert result.displacement[1] == 0
+
+
+@pytest.mark.parametrize("norm", ["token", "channel", "none"])
+def test_a_row_does_not_depend_on_the_rows_beside_it(norm: str) -> None:
+    h, p = hidden(), push("add", norm)
+    other = h.clone()
+    other[1:] = other[1:] * 100 + 5
+    flags = {"token_norm": norm == "token", "channel_norm": norm == "channel"}
+    assert torch.allclose(steer(h, p, **flags).hidden[0], steer(other, p, **flags).hidden[0], atol=1e-6)
+
+
+def test_the_output_of_a_non_contiguous_block_is_taken() -> None:
+    h = hidden().transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.allclose(
+        steer(h, push("add", "none"), token_norm=False, channel_norm=False).hidden,
+        steer(hidden(), push("add", "none"), token_norm=False, channel_norm=False).hidden,
+    )

@@ -1,0 +1,89 @@
+"""What a request may ask for, and what only the operator may do."""
+
+import pytest
+
+from reins_serve.errors import PolicyError, SteeringUnavailable
+from reins_serve.steering.policy import (
+    NamedPolicy,
+    SteeringChoice,
+    SteeringPolicy,
+    SteeringRow,
+    check_policy,
+    resolve,
+)
+from tests import tiny
+
+DENOISER = tiny.pipeline().transformer
+LIVE = {"live": tiny.direction(DENOISER), "other": tiny.direction(DENOISER, 1)}  # serving 0.5, max 2.0
+POLICY = SteeringPolicy(
+    floor=0.4, policies={"strict": NamedPolicy(strength=2.0), "probe": NamedPolicy(direction="other", admin_only=True)}
+)
+
+
+def test_a_request_that_says_nothing_gets_the_serving_strength() -> None:
+    assert resolve(SteeringChoice(), POLICY, LIVE) == SteeringRow("live", 0.5, "default")
+
+
+def test_the_floor_lifts_a_serving_strength_below_it() -> None:
+    assert resolve(SteeringChoice(), SteeringPolicy(floor=0.8), LIVE).strength == 0.8
+
+
+def test_without_a_floor_the_serving_strength_is_the_least() -> None:
+    with pytest.raises(PolicyError, match=r"between 0\.5 and 2"):
+        resolve(SteeringChoice(strength=0.45), SteeringPolicy(), LIVE)
+
+
+@pytest.mark.parametrize("strength", [0.39, 2.01, -1.0, float("nan"), float("inf")])
+def test_a_strength_outside_the_range_is_refused(strength: float) -> None:
+    with pytest.raises(PolicyError) as error:
+        resolve(SteeringChoice(strength=strength), POLICY, LIVE, admin=True)
+    assert (error.value.code, error.value.param) == ("invalid_value", "steering.strength")
+
+
+@pytest.mark.parametrize("choice", [SteeringChoice(policy="off"), SteeringChoice(strength=0)])
+def test_turning_it_off_needs_the_admin_key_and_is_recorded(choice: SteeringChoice) -> None:
+    with pytest.raises(PolicyError) as error:
+        resolve(choice, POLICY, LIVE)
+    assert error.value.code == "steering_required"
+    row = resolve(choice, POLICY, LIVE, admin=True)
+    assert (row.direction, row.reason) == (None, "admin")
+
+
+def test_named_policies_are_offered_and_admin_ones_are_hidden() -> None:
+    assert resolve(SteeringChoice(policy="strict"), POLICY, LIVE).strength == 2.0
+    assert resolve(SteeringChoice(policy="probe"), POLICY, LIVE, admin=True).direction == "other"
+    with pytest.raises(PolicyError) as error:
+        resolve(SteeringChoice(policy="probe"), POLICY, LIVE)
+    assert "strict" in str(error.value)
+    assert "probe" not in str(error.value)
+
+
+def test_a_missing_direction_fails_closed_unless_the_operator_says_otherwise() -> None:
+    with pytest.raises(SteeringUnavailable):
+        resolve(SteeringChoice(), SteeringPolicy(), {})
+    row = resolve(SteeringChoice(), SteeringPolicy(required=False), {})
+    assert (row.direction, row.reason) == (None, "no_direction")
+
+
+@pytest.mark.parametrize(
+    ("policy", "word"),
+    [
+        (SteeringPolicy(floor=3), "floor"),
+        (SteeringPolicy(policies={"x": NamedPolicy(direction="none")}), "not given"),
+        (SteeringPolicy(policies={"x": NamedPolicy(strength=9)}), "max_strength"),
+        (SteeringPolicy(policies={"x": NamedPolicy(strength=0.1)}), "weaker than the floor"),
+        (SteeringPolicy(policies={"off": NamedPolicy()}), "built in"),
+    ],
+)
+def test_a_policy_that_its_directions_cannot_carry_out_is_refused(policy: SteeringPolicy, word: str) -> None:
+    with pytest.raises(PolicyError, match=word):
+        check_policy(policy, LIVE)
+
+
+def test_a_control_direction_is_never_live_nor_offered_to_everyone() -> None:
+    control = tiny.direction(DENOISER, role="control")
+    with pytest.raises(PolicyError, match="control"):
+        check_policy(SteeringPolicy(), {"live": control})
+    with pytest.raises(PolicyError, match="admin_only"):
+        check_policy(SteeringPolicy(policies={"c": NamedPolicy(direction="c")}), LIVE | {"c": control})
+    check_policy(SteeringPolicy(policies={"c": NamedPolicy(direction="c", admin_only=True)}), LIVE | {"c": control})
