@@ -34,13 +34,13 @@ __all__ = [
     "resolve",
 ]
 
-Directions = str | Path | Mapping[str, str | Path]
+Directions = str | Path | Mapping[str, str | Path | Direction]
 
 
 def load_directions(directions: Directions) -> dict[str, Direction]:
-    """Read one direction file (it becomes `live`), or several by name. Raises DirectionError."""
+    """Read one direction file (it becomes `live`), or several by name; loaded ones pass. Raises DirectionError."""
     named = directions if isinstance(directions, Mapping) else {LIVE: directions}
-    return {name: Direction.load(path) for name, path in named.items()}
+    return {name: d if isinstance(d, Direction) else Direction.load(d) for name, d in named.items()}
 
 
 def attach(
@@ -53,7 +53,7 @@ def attach(
 
     Args:
         model: The checkpoint's name in the catalogue.
-        directions: A direction file, or a mapping of names to files in which `live` is the default one.
+        directions: A direction file, or a mapping of names to files or loaded directions in which `live` is the default one.
         policy: What a generation may ask for; by default the serving strength up to the file's `max_strength`.
 
     Raises:

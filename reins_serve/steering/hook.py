@@ -13,16 +13,15 @@ from typing import NamedTuple
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from torch import Tensor
 
-from reins_serve.errors import SteeringNotApplied, SteeringUnavailable
+from reins_serve.errors import SteeringUnavailable
 from reins_serve.models.spec import Guidance, blocks_of, spec_of
+from reins_serve.steering.calls import BATCHED, COND, UNCOND, BranchListener, Calls
 from reins_serve.steering.operator import RowPush, steer
 from reins_serve.steering.plan import RowPlan
 
 HOOK_NAME = "reins_steering"
-COND, UNCOND, BATCHED = "cond", "uncond", "batched"
 
 
 class Rows(NamedTuple):
@@ -36,41 +35,11 @@ class Rows(NamedTuple):
 
 
 class SteeringState:
-    """What the hooks of one denoiser share: the open generation, the branch of the current call, the device's tally."""
+    """What the hooks of one denoiser share: the calls' layout, the device's tally, and whether a generation is open."""
 
     def __init__(self, guidance: Guidance) -> None:
-        self.guidance = guidance
-        self.plans: Sequence[RowPlan] | None = None
-        self.branch: str | None = None
+        self.calls = Calls(guidance)
         self.tally: Tensor | None = None  # float64 [B, 4]: pushes, and sums of displacement, score, moved share
-
-    def layout(self, rows: int) -> str:
-        """Which rows a call carries: `cond`, `uncond`, or `batched` for [unconditional, conditional]."""
-        plans = self.plans or ()
-        if self.guidance == "batched" and rows == 2 * len(plans):
-            return BATCHED
-        if rows != len(plans):
-            raise SteeringNotApplied(
-                f"A block was called with {rows} rows, the generation was opened for {len(plans)} prompts. "
-                "Say generation(prompts=N) for N prompts (times videos per prompt)."
-            )
-        if self.guidance == "batched":
-            return COND
-        if self.branch not in (COND, UNCOND):
-            raise SteeringNotApplied("The pipeline did not say which guidance branch it is calling; its spec is wrong.")
-        return self.branch
-
-
-class BranchListener(StateManager):
-    """Learns the guidance branch from the `cache_context` that sequential pipelines put around each call."""
-
-    def __init__(self, state: SteeringState) -> None:
-        super().__init__(BaseState())  # only the context is used, no state is kept
-        self._steering = state
-
-    def set_context(self, context: CacheContext | None) -> None:
-        super().set_context(context)
-        self._steering.branch = context.name if context is not None else None
 
 
 class SteeringHook(ModelHook):
@@ -83,7 +52,7 @@ class SteeringHook(ModelHook):
         self.state = state
         self.block = block
         self.video = video
-        self.listener = BranchListener(state)
+        self.listener = BranchListener(state.calls)
         self.rows: dict[str, Rows] = {}
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
@@ -92,12 +61,12 @@ class SteeringHook(ModelHook):
 
     def post_forward(self, module: torch.nn.Module, output: object) -> object:
         state = self.state
-        if state.plans is None:
+        if state.tally is None:
             raise SteeringUnavailable(
                 "This pipeline is steered: call it inside `with steering.generation() as g:` and pass it **g.arguments."
             )
         hidden: Tensor = output if self.video is None else output[self.video]  # type: ignore[assignment, index]
-        rows = self.rows.get(state.layout(hidden.shape[0]))
+        rows = self.rows.get(state.calls.layout(hidden.shape[0]))
         if rows is None:
             return output
         pushed = steer(hidden, rows.push, token_norm=rows.token_norm, channel_norm=rows.channel_norm)
@@ -106,7 +75,6 @@ class SteeringHook(ModelHook):
         counted = (
             torch.stack([torch.ones_like(active), pushed.displacement, score, pushed.moved], dim=1) * active[:, None]
         )
-        assert state.tally is not None
         state.tally += counted.reshape(-1, *state.tally.shape).sum(0)
         if self.video is None:
             return pushed.hidden

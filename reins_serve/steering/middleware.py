@@ -184,11 +184,10 @@ class Generation:
         if not middleware._busy.acquire(blocking=False):
             raise ReinsError("This pipeline is generating already; one generation at a time. Batch prompts instead.")
         state = middleware.state
-        state.branch = None
         state.tally = torch.zeros(
             len(self._plans), 4, dtype=torch.float64, device=middleware.pipeline._execution_device
         )
-        state.plans = self._plans
+        state.calls.prompts = len(self._plans)
         self._prepare(0)
         return self
 
@@ -197,7 +196,7 @@ class Generation:
     ) -> None:
         state, pipeline = self._middleware.state, self._middleware.pipeline
         tally = state.tally
-        state.plans = state.tally = state.branch = None
+        state.tally, state.calls.prompts = None, 0
         for hook in self._middleware.hooks:
             hook.rows = {}
         try:

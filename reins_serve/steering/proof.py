@@ -147,7 +147,7 @@ def _check_block(
     middleware: SteeringMiddleware, direction: Direction, block: int, before: list[Tensor], after: list[Tensor]
 ) -> float:
     """Compare every call of a block with the formula in float64. Returns the largest relative error."""
-    guidance = middleware.state.guidance
+    guidance = middleware.state.calls.guidance
     calls_per_step = len(before) // STEPS
     worst = 0.0
     for call, (h, found) in enumerate(zip(before, after, strict=True)):
@@ -188,7 +188,7 @@ def _check_branches(middleware: SteeringMiddleware, before: list[Tensor], after:
     calls = len(before) // STEPS
     for place, (one, other) in enumerate(zip(before[:calls], after[:calls], strict=True)):
         for row in range(one.shape[0]):
-            unconditional = place == 1 if middleware.state.guidance == "sequential" else row < one.shape[0] - 2
+            unconditional = place == 1 if middleware.state.calls.guidance == "sequential" else row < one.shape[0] - 2
             if torch.equal(one[row], other[row]) == unconditional:
                 raise SteeringNotApplied(
                     "The spec's guidance layout is wrong: a negative prompt changed other rows than it says."
