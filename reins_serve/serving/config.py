@@ -119,7 +119,7 @@ def find_file(path: str) -> Path:
     Raises:
         DirectionError: there is no such file in either place.
     """
-    places = [Path(path)] if Path(path).is_absolute() else [Path.cwd() / path, SOURCE_ROOT / path]
+    places = list(dict.fromkeys((Path.cwd() / path, SOURCE_ROOT / path)))  # one place, if the path is absolute
     for place in places:
         if place.is_file():
             return place.resolve()

@@ -1,6 +1,7 @@
 """Every error as the API shows it: `{"error": {"message", "type", "param", "code"}}`, without traceback, path or raw input."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from starlette.exceptions import HTTPException
 
 from reins_serve.errors import ReinsError
 from reins_serve.serving.schema import ErrorAnswer, ErrorBody
+
+PLAIN = re.compile(r"[A-Za-z0-9_.]{1,64}")
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,9 @@ class RequestError(ReinsError):
 def invalid(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     """The first of pydantic's errors in the API's words; what was sent is not repeated."""
     first = errors[0]
-    param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or None
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    # Pydantic also names the member of a union, or a key of `metadata`: only `steering` has fields of its own.
+    param = ".".join(place[: 2 if place[:1] == ["steering"] else 1]) or None
     if first["type"] == "extra_forbidden":
         # The name of an unknown field is the client's own text, so it is not repeated either, unless it is a plain word.
         named = (

@@ -6,12 +6,13 @@ stream of messages, not through a shared folder: then nodes need no common disk,
 """
 
 import asyncio
-import io
 import logging
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -167,9 +168,10 @@ class VideoReplica:
             "reins_direction_sha256": record.sha256 or "",
             "reins_strength": f"{record.strength:g}",
         }
-        file = io.BytesIO()
-        video.write_mp4(frames, file, self._entry.fps, facts)
-        return file.getvalue()
+        with tempfile.TemporaryDirectory(prefix="reins-") as folder:
+            path = Path(folder) / "clip.mp4"
+            video.write_mp4(frames, path, self._entry.fps, facts)
+            return path.read_bytes()
 
 
 def failure(error: Exception) -> Failure:

@@ -1,0 +1,113 @@
+"""The serving application in one process, without Ray: a real gateway and a real replica of a tiny model, joined by hand."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.testclient import TestClient
+
+from reins_serve.serving.config import ApplicationConfig, ModelConfig
+from reins_serve.serving.gateway import Gateway
+from reins_serve.serving.jobs import Job
+from reins_serve.serving.messages import Message
+from reins_serve.serving.replica import VideoReplica
+from reins_serve.serving.routes import create_app
+
+PATIENCE_S = 120  # far above what anything here takes: a test that waits this long has failed
+
+
+class LocalStream:
+    """A replica's messages, which may be given up as those of a Serve handle."""
+
+    def __init__(self, messages: AsyncIterator[Message]) -> None:
+        self._messages = messages
+        self._pending: asyncio.Future[Message] | None = None
+        self._given_up = False
+
+    def __aiter__(self) -> "LocalStream":
+        return self
+
+    async def __anext__(self) -> Message:
+        self._pending = asyncio.ensure_future(anext(self._messages))
+        try:
+            return await self._pending
+        except asyncio.CancelledError:
+            if self._given_up:
+                raise RuntimeError("given up") from None
+            raise
+
+    def cancel(self) -> None:
+        self._given_up = True
+        if self._pending is not None:
+            self._pending.cancel()
+
+
+class LocalReplicas:
+    """One replica in this process."""
+
+    def __init__(self, replica: VideoReplica) -> None:
+        self._replica = replica
+
+    def generate(self, job: Job) -> LocalStream:
+        return LocalStream(self._replica.generate(job.clip, job.row))
+
+    async def proved(self) -> bool:
+        return self._replica.proved()
+
+
+def application(model: ModelConfig, output_dir: Path, **changes: object) -> ApplicationConfig:
+    """A configuration that serves one model."""
+    return ApplicationConfig.model_validate({"models": (model,), "output_dir": str(output_dir)} | changes)
+
+
+@contextmanager
+def served(replica: VideoReplica, config: ApplicationConfig) -> Iterator[TestClient]:
+    """A client of a gateway that runs, in front of one replica."""
+    gateway = Gateway(config, {config.models[0].name: LocalReplicas(replica)})
+    with TestClient(create_app(gateway), raise_server_exceptions=False) as client:
+        yield client
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Wait until a condition is true, and return its value."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return value
+
+
+def create(client: httpx.Client, headers: dict[str, str] | None = None, **body: object) -> dict[str, Any]:
+    """Create a job that must be accepted; its video object."""
+    answer = client.post("/v1/videos", json={"prompt": "a red square moving left"} | body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def finished(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+    """The video object once the job is over."""
+
+    def over() -> dict[str, Any] | None:
+        video = client.get(f"/v1/videos/{job['id']}").json()
+        return video if video["status"] in ("completed", "failed") else None
+
+    return until(over)
+
+
+def error(answer: httpx.Response) -> tuple[int, str, str | None]:
+    """Status, code and field of an answer that must be an error in the API's shape."""
+    body = answer.json()["error"]
+    assert set(body) == {"message", "type", "param", "code"}
+    return answer.status_code, body["code"], body["param"]
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    """A sample of `/metrics` by its full name with labels; 0 if there is none yet."""
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(name + " "):
+            return float(line.rsplit(" ", 1)[1])
+    return 0.0

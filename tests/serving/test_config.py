@@ -1,0 +1,79 @@
+"""The configuration refuses what it does not know, and its paths do not depend on who reads them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from reins_serve.errors import DirectionError
+from reins_serve.serving.config import SOURCE_ROOT, ApplicationConfig, find_file, hash_key, resolved
+
+MODEL = {"name": "embedded", "directions": {"live": "live.safetensors"}}
+
+
+def config(**changes: Any) -> ApplicationConfig:
+    return ApplicationConfig.model_validate({"models": [MODEL | changes]})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_batchsize": 4}, {"policy": {"require": False}}, {"policy": {"policies": {"mild": {"strenght": 1}}}}],
+    ids=str,
+)
+def test_an_unknown_word_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        config(**wrong)
+
+
+def test_required_steering_needs_a_live_direction() -> None:
+    with pytest.raises(ValidationError, match=r"directions\.live"):
+        config(directions={"add": "add.safetensors"})
+    assert not config(directions={}, policy={"required": False}).models[0].policy.required
+
+
+def test_a_model_is_listed_once_and_there_is_at_least_one() -> None:
+    with pytest.raises(ValidationError, match="num_replicas"):
+        ApplicationConfig.model_validate({"models": [MODEL, MODEL]})
+    with pytest.raises(ValidationError):
+        ApplicationConfig.model_validate({"models": []})
+
+
+def test_keys_are_configured_by_digest_only() -> None:
+    with pytest.raises(ValidationError):
+        ApplicationConfig.model_validate({"models": [MODEL], "admin_key_sha256": "a plain key"})
+    made = ApplicationConfig.model_validate({"models": [MODEL], "api_keys_sha256": [hash_key("key")]})
+    assert "key" not in str(made.api_keys_sha256)
+
+
+def test_relative_paths_are_found_in_the_working_directory_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_file("deployments/embedded.yaml") == SOURCE_ROOT / "deployments/embedded.yaml"
+    (tmp_path / "deployments").mkdir()
+    (tmp_path / "deployments/embedded.yaml").touch()
+    assert find_file("deployments/embedded.yaml") == tmp_path / "deployments/embedded.yaml"
+
+
+def test_a_missing_direction_file_is_named_with_the_places_that_were_tried(tmp_path: Path) -> None:
+    with pytest.raises(DirectionError, match=str(tmp_path)):
+        resolved(config(directions={"live": str(tmp_path / "live.safetensors")}))
+
+
+def test_resolved_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "live.safetensors").touch()
+    made = resolved(config())
+    assert made.models[0].directions == {"live": str(tmp_path / "live.safetensors")}
+    assert made.output_dir == str(tmp_path / "reins-clips")
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE_ROOT / "deployments").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_deployment_file_suits_serve_and_our_schema(file: Path) -> None:
+    document = yaml.safe_load(file.read_text())
+    for application in ServeDeploySchema.model_validate(document).applications:
+        assert application.import_path == "reins_serve.serving.app:build"
+        resolved(ApplicationConfig.model_validate(application.args))

@@ -1,0 +1,118 @@
+"""A replica serves nothing that it cannot prove: each test removes a part of the safety and sees the failure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from reins_serve.errors import DirectionError, SteeringNotApplied
+from reins_serve.serving import replica as replica_module
+from reins_serve.serving.config import ModelConfig
+from reins_serve.serving.replica import UNPROVED_LIMIT, VideoReplica
+from reins_serve.steering.hook import unregister
+from tests import tiny
+from tests.serving.local import create, error, finished, metric
+
+
+def _fails(client: TestClient, folder: Path, code: str, **body: object) -> None:
+    """A job ends as failed with this code, and there is no clip anywhere."""
+    video = finished(client, create(client, **body))
+    assert video["status"] == "failed"
+    assert video["error"]["code"] == code
+    assert video["progress"] < 100
+    assert error(client.get(f"/v1/videos/{video['id']}/content"))[:2] == (409, "video_failed")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_replica_is_proved_when_it_is_made(replica: VideoReplica) -> None:
+    assert replica.proved()
+    replica.check_health()
+
+
+def test_a_detached_hook_fails_the_job(client: TestClient, replica: VideoReplica, tmp_path: Path) -> None:
+    unregister(replica._steering.denoiser)
+    _fails(client, tmp_path, "steering_not_applied")
+    assert metric(client, 'reins_steering_failures_total{model="tiny",reason="steering_not_applied"}') == 1
+    assert metric(client, 'reins_generations_total{model="tiny",outcome="failed"}') == 1
+    assert metric(client, 'reins_generations_total{model="tiny",outcome="completed"}') == 0
+
+
+def test_a_counter_that_is_short_fails_the_job(
+    client: TestClient, replica: VideoReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close_early(seconds: float) -> None:
+        for hook in replica._steering.hooks:
+            hook.rows = {}
+
+    monkeypatch.setattr(replica._metrics, "denoise_step", close_early)
+    _fails(client, tmp_path, "steering_not_applied")
+
+
+def test_a_record_without_proof_fails_the_job(
+    client: TestClient, replica: VideoReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = replica._steering.generation
+
+    def unsteered(*, rows: Any, **others: Any) -> Any:
+        return real(rows=[replica_module.SteeringRow(None, 0.0, "off", "removed") for _ in rows], **others)
+
+    monkeypatch.setattr(replica._steering, "generation", unsteered)
+    _fails(client, tmp_path, "steering_not_applied")
+
+
+def test_a_missing_direction_fails_the_job(client: TestClient, replica: VideoReplica, tmp_path: Path) -> None:
+    replica._steering._directions = {}
+    _fails(client, tmp_path, "steering_unavailable")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (ValueError("a path: /secret"), "internal_error"),
+    ],
+    ids=["memory", "other"],
+)
+def test_other_failures_have_their_code_and_tell_no_details(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, code: str
+) -> None:
+    def generate(*arguments: object) -> None:
+        raise raised
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replica_module, "generate", generate)
+        _fails(client, tmp_path, code)
+        assert str(raised) not in client.get("/v1/videos").text
+    assert finished(client, create(client))["status"] == "completed"
+
+
+def test_a_replica_that_cannot_prove_its_batches_asks_to_be_replaced(client: TestClient, replica: VideoReplica) -> None:
+    unregister(replica._steering.denoiser)
+    for _ in range(UNPROVED_LIMIT):
+        replica.check_health()
+        finished(client, create(client))
+    with pytest.raises(SteeringNotApplied):
+        replica.check_health()
+
+
+def test_no_replica_without_its_own_direction(tiny_model: ModelConfig, tmp_path: Path) -> None:
+    stranger = tiny.pipeline(seed=5)
+    tiny.direction(stranger.transformer).save(tmp_path / "stranger.safetensors")
+    with pytest.raises(DirectionError):
+        VideoReplica(tiny_model.model_copy(update={"directions": {"live": str(tmp_path / "stranger.safetensors")}}))
+
+
+def test_a_full_disk_fails_the_job_and_leaves_nothing(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if target.suffix == ".mp4":
+            raise OSError(28, "No space left on device")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    _fails(client, tmp_path, "storage_error")
