@@ -1,0 +1,51 @@
+"""Random control directions, matched to a direction in what counts: the mean displacement of a token, not the strength."""
+
+import numpy as np
+import torch
+
+from reins_serve.calibration.batches import steered
+from reins_serve.models.catalog import CatalogEntry
+from reins_serve.models.generation import ClipRequest
+from reins_serve.steering.direction import BlockStatistics, Direction, Strength
+from reins_serve.steering.middleware import SteeringMiddleware
+from reins_serve.steering.policy import SteeringRow
+
+
+def random_control(direction: Direction, seed: int, displacement: float) -> Direction:
+    """A direction of random unit vectors at the same blocks, branches and window, that adds `displacement` to each token.
+
+    It adds the same length to every token, so the match in mean displacement is exact; its role `control` keeps it from
+    ever being live.
+
+    Args:
+        displacement: Mean effective displacement of a token per push under `direction`, in the hidden states' scale.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(direction.vectors.shape, generator=generator, dtype=torch.float64)
+    statistics = tuple(
+        BlockStatistics(safe_mean=0.0, unsafe_mean=0.0, ref_norm=s.ref_norm) for s in direction.meta.statistics
+    )
+    # One strength serves all blocks, and a unit is a block's own: measure in units of the first block's token norm.
+    strength = displacement / statistics[0].ref_norm
+    meta = direction.meta.model_copy(
+        update={
+            "name": f"random-{seed}",
+            "role": "control",
+            "operation": "add",
+            "norm": "none",
+            "statistics": statistics,
+            "strength": Strength(unit="ref_norm", serving=strength, max=strength),
+            "gates": {},
+            "parent": direction.sha256,
+        }
+    )
+    return Direction.create(meta, torch.nn.functional.normalize(vectors, dim=1))
+
+
+def mean_displacement(
+    middleware: SteeringMiddleware, entry: CatalogEntry, requests: list[ClipRequest], name: str
+) -> float:
+    """Mean displacement of a token per push under a direction at its serving strength, over the clips of `requests`."""
+    row = SteeringRow(name, middleware.directions[name].serving_strength)
+    _, records = steered(middleware, entry, requests, [row] * len(requests))
+    return float(np.mean([record.displacement for record in records]))
