@@ -19,7 +19,7 @@ def enlarge(frames: np.ndarray, side: int = MIN_SIDE) -> np.ndarray:
 
 
 def write_mp4(
-    frames: np.ndarray, path: Path | io.BytesIO, fps: float, metadata: Mapping[str, str] | None = None
+    frames: np.ndarray, path: Path, fps: float, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Encode uint8 frames `[T, H, W, 3]` as H.264 in MP4; `metadata` becomes tags that `ffprobe` shows.
 
@@ -28,9 +28,8 @@ def write_mp4(
     """
     frames = enlarge(frames)
     height, width = (side // 2 * 2 for side in frames.shape[1:3])
-    target = path if isinstance(path, io.BytesIO) else str(path)
     options = {"movflags": "use_metadata_tags+faststart"}
-    with av.open(target, "w", format="mp4", options=options) as container:
+    with av.open(str(path), "w", format="mp4", options=options) as container:
         container.metadata.update(metadata or {})
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "16"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -1,0 +1,85 @@
+"""The command `reins-serve`: one clip in this process, a server, or the demonstration of what steering buys and costs."""
+
+import json
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from reins_serve.errors import ReinsError
+from reins_serve.serving.config import find_file
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__)
+DIRECTION = "directions/{model}/setpoint.safetensors"
+
+
+def main() -> None:
+    """Run the command; errors made on purpose become one line on standard error and exit status 1."""
+    try:
+        app()
+    except ReinsError as error:
+        Console(stderr=True).print(f"reins-serve: {error}", style="red", markup=False, highlight=False)
+        raise SystemExit(1) from None
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the clip shall show.")],
+    out: Annotated[Path, typer.Option(help="MP4 file to write.")] = Path("clip.mp4"),
+    model: Annotated[str, typer.Option(help="Name in the catalogue.")] = "embedded",
+    direction: Annotated[Path | None, typer.Option(help="Direction file; default: the one that ships.")] = None,
+    strength: Annotated[float | None, typer.Option(help="Within the direction's range; default: its own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal clips.")] = None,
+) -> None:
+    """Generate one steered clip in this process, without Ray, and print the record that proves its steering."""
+    from reins_serve.models import catalog, generation
+    from reins_serve.models.loading import load
+    from reins_serve.models.video import write_mp4
+    from reins_serve.plugin import attach
+
+    entry = catalog.get(model)
+    if not out.parent.is_dir():
+        raise ReinsError(f"The folder {out.parent} does not exist; create it, or choose another --out.")
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    with Progress(transient=True) as progress:
+        task = progress.add_task("loading", total=None)
+        file = direction or find_file(DIRECTION.format(model=model))
+        steering = attach(load(entry), model=model, directions=file)
+        wanted = generation.request(entry, prompt, seed)
+        progress.update(task, description="denoising", total=wanted.num_inference_steps)
+        with steering.generation(
+            strength=strength, on_step=lambda done, total: progress.update(task, completed=done, total=total)
+        ) as g:
+            frames = generation.generate(steering.pipeline, entry, [wanted], g.arguments)
+    record = asdict(g.record)
+    write_mp4(frames[0], out, entry.fps, {"comment": json.dumps({"model": model, "seed": seed, "steering": record})})
+    print(json.dumps({"file": str(out), "model": model, "seed": seed, "steering": record}, indent=2))
+
+
+@app.command()
+def up(config: Annotated[Path, typer.Argument(help="Serve configuration, such as deployments/embedded.yaml.")]) -> None:
+    """Start Ray here, serve a configuration, and stay until interrupted. `serve run CONFIG` does it on a cluster."""
+    from reins_serve.serving.local import run_forever
+
+    run_forever(config)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for clips, pictures and figures.")] = Path("demo-out"),
+    n: Annotated[int, typer.Option(min=8, help="Prompts of each kind.")] = 108,
+    port: Annotated[int, typer.Option(help="Port of the server on 127.0.0.1.")] = 8000,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the server up afterwards.")] = False,
+) -> None:
+    """Serve the embedded model and show over HTTP what steering buys and costs, off against on with the same seeds."""
+    from reins_serve.demo import run
+
+    run(out, n, port, keep)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Ray Serve on this machine alone, for `reins-serve up` and the demonstration: a cluster of its own, on the loopback."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reins_serve.errors import ReinsError
+
+OBJECT_STORE_BYTES = 200 << 20  # clips travel as streams; the store carries little
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """A Ray cluster of this process, ended with it.
+
+    Token authentication is switched off unless `RAY_AUTH_MODE` says otherwise: the cluster listens on the loopback only.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+    from ray import serve
+
+    ray.init(
+        address="local",
+        num_cpus=max(2, os.cpu_count() or 2),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    try:
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@contextmanager
+def served(config: Any, port: int, host: str = "127.0.0.1") -> Iterator[str]:
+    """Serve an ApplicationConfig on a cluster of its own; yields the base address."""
+    with ray_cluster():
+        from ray import serve
+
+        from reins_serve.serving.app import build
+
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.run(build(config), name="reins", route_prefix="/", logging_config={"log_level": "WARNING"})
+        yield f"http://{host}:{port}"
+
+
+def run_forever(path: Path) -> None:
+    """Serve the first application of a Serve configuration file until SIGINT or SIGTERM.
+
+    Raises:
+        ReinsError: the file cannot be read, or is not made for `reins_serve.serving.app:build`.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+        application = document["applications"][0]
+        http = document.get("http_options", {})
+        if application["import_path"] != "reins_serve.serving.app:build":
+            raise KeyError("import_path")
+        arguments = application["args"]
+    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
+        raise ReinsError(
+            f"{path} is not a readable Serve configuration of reins_serve ({error}). See deployments/embedded.yaml."
+        ) from error
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with served(arguments, int(http.get("port", 8000)), str(http.get("host", "127.0.0.1"))) as address:
+        print(f"Serving at {address} (readiness: {address}/readyz). Ctrl-C ends it.", flush=True)
+        stop.wait()
