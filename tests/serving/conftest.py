@@ -1,13 +1,24 @@
-"""A tiny checkpoint on disk and a replica of it, for tests in one process."""
+"""A tiny checkpoint and a replica of it for tests in one process, and one Ray cluster for the tests that need one."""
 
 import dataclasses
+import os
+import random
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
+# Said before Ray is imported: unset, `ray.init` would turn token authentication on and write a token to the home folder.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import ray
+from ray import serve
+
 from reins_serve.models import catalog
+from reins_serve.serving.app import build
 from reins_serve.serving.config import ModelConfig, hash_key
 from reins_serve.serving.replica import VideoReplica
 from tests import tiny
@@ -52,3 +63,52 @@ def client(replica: VideoReplica, tiny_model: ModelConfig, tmp_path: Path) -> It
     """A client of a gateway before that replica; its clips lie in `tmp_path`."""
     with served(replica, application(tiny_model, tmp_path, admin_key_sha256=hash_key(ADMIN_KEY))) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> ModelConfig:
+    """The configuration of the embedded model with its published directions."""
+    return ModelConfig.model_validate(
+        {
+            "name": "embedded",
+            "directions": {
+                "live": "directions/embedded/setpoint.safetensors",
+                "add": "directions/embedded/add.safetensors",
+            },
+            "policy": {"policies": {"add": {"direction": "add"}}},
+            "torch_threads": 1,
+            "max_batch_size": 4,
+            "max_batch_wait_ms": 20,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def server(embedded_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the application on a Ray cluster of its own, which serves the embedded model."""
+    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    port = free_port()
+    config = application(embedded_model, tmp_path_factory.mktemp("clips"), admin_key_sha256=hash_key(ADMIN_KEY))
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build(config), name="reins", route_prefix="/")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture
+def http(server: str) -> Iterator[httpx.Client]:
+    """A client of the server."""
+    with httpx.Client(base_url=server, timeout=60) as made:
+        yield made
+
+
+def free_port() -> int:
+    """A port that is free now, outside the ranges from which Ray's workers and the system take theirs."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise OSError("no free port between 20000 and 30000")
