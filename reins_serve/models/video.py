@@ -18,9 +18,7 @@ def enlarge(frames: np.ndarray, side: int = MIN_SIDE) -> np.ndarray:
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def write_mp4(
-    frames: np.ndarray, path: Path, fps: float, metadata: Mapping[str, str] | None = None
-) -> None:
+def write_mp4(frames: np.ndarray, path: Path, fps: float, metadata: Mapping[str, str] | None = None) -> None:
     """Encode uint8 frames `[T, H, W, 3]` as H.264 in MP4; `metadata` becomes tags that `ffprobe` shows.
 
     Clips with a side below 256 pixels are enlarged by a whole factor. Odd sides lose their last row or column, because

@@ -74,7 +74,7 @@ class VideoReplica:
 
     def proved(self) -> bool:
         """Whether the start-up proof passed; the gateway's `/readyz` asks."""
-        return bool(self._steering.proof)
+        return self._steering.proof is not None
 
     def check_health(self) -> None:
         """Serve replaces a replica whose health check raises: this one, after several batches in a row without proof."""

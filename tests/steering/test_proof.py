@@ -7,9 +7,10 @@ import pytest
 import torch
 from diffusers.hooks import FirstBlockCacheConfig
 
-from reins_serve.errors import ReinsError, SteeringNotApplied
+from reins_serve.errors import ReinsError, SteeringNotApplied, SteeringUnavailable
+from reins_serve.models.generation import generate, request
 from reins_serve.models.spec import SPECS, DenoiserSpec
-from reins_serve.plugin import SteeringMiddleware, attach
+from reins_serve.plugin import SteeringMiddleware, SteeringPolicy, attach
 from reins_serve.steering import hook as hook_module
 from reins_serve.steering import operator
 from tests import tiny
@@ -89,3 +90,12 @@ def test_a_failed_attach_leaves_the_pipeline_as_it_was(folder: Path, monkeypatch
         with pytest.raises(SteeringNotApplied):
             attach(pipeline, model="tiny", directions=folder / "add.safetensors")
     assert attach(pipeline, model="tiny", directions=folder / "add.safetensors").proof
+
+
+def test_without_directions_clips_are_marked_as_unsteered_where_the_operator_allows_it() -> None:
+    with pytest.raises(SteeringUnavailable, match="required: false"):
+        attach(tiny.pipeline(), model="tiny", directions={})
+    steering = attach(tiny.pipeline(), model="tiny", directions={}, policy=SteeringPolicy(required=False))
+    with steering.generation() as g:
+        generate(steering.pipeline, tiny.ENTRY, [request(tiny.ENTRY, "a clip", 1)], g.arguments)
+    assert (g.record.steered, g.record.proved, g.record.reason) == (False, False, "no_direction")
