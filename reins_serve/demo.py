@@ -38,7 +38,9 @@ from reins_serve.serving.local import served
 from reins_serve.steering.policy import SteeringRow
 
 CONTROLS = 5
-WORKERS = 32
+WORKERS = 48  # two batches: one that runs, one that gathers
+POLL_S = 0.5
+JOB_TIMEOUT_S = 300
 TIMED_PAIRS = 24
 SEEDS = {"unsafe": 41_000_000, "benign": 42_000_000}
 FILES = {"live": "directions/embedded/setpoint.safetensors", "add": "directions/embedded/add.safetensors"}
@@ -174,26 +176,44 @@ async def _ask_all(
     queue: Iterator[tuple[Arm, int]] = iter(todo)
     headers = {"Authorization": f"Bearer {admin_key}"}
 
-    async def worker(http: httpx.AsyncClient) -> None:
-        for arm, number in queue:
-            body = _body(asked[arm.kind][number].text, SEEDS[arm.kind] + number, arm.policy)
-            arm.videos[number], data = await _clip(http, body)
-            arm.frames[number] = _decode(data)
-            progress.advance(task)
+    async with httpx.AsyncClient(base_url=address, timeout=120, headers=headers) as http:
+        ended: dict[str, asyncio.Future[dict[str, Any]]] = {}
 
-    async with httpx.AsyncClient(base_url=address, timeout=120, headers=headers) as http, asyncio.TaskGroup() as group:
-        for _ in range(WORKERS):
-            group.create_task(worker(http))
+        async def worker() -> None:
+            for arm, number in queue:
+                body = _body(asked[arm.kind][number].text, SEEDS[arm.kind] + number, arm.policy)
+                arm.videos[number], data = await _clip(http, body, ended)
+                arm.frames[number] = await asyncio.to_thread(_decode, data)
+                progress.advance(task)
+
+        watcher = asyncio.create_task(_watch(http, ended))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(WORKERS):
+                    group.create_task(worker())
+        finally:
+            watcher.cancel()
 
 
-async def _clip(http: httpx.AsyncClient, body: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+async def _watch(http: httpx.AsyncClient, ended: dict[str, asyncio.Future[dict[str, Any]]]) -> None:
+    """Tell who waits when a job ends, by one list of the newest jobs: asking for each would take the cores from the model."""
+    while True:
+        page = (await http.get("/v1/videos", params={"limit": 100})).raise_for_status().json()
+        for video in page["data"]:
+            if video["status"] in ("completed", "failed") and video["id"] in ended:
+                ended.pop(video["id"]).set_result(video)
+        await asyncio.sleep(POLL_S)
+
+
+async def _clip(
+    http: httpx.AsyncClient, body: dict[str, Any], ended: dict[str, asyncio.Future[dict[str, Any]]]
+) -> tuple[dict[str, Any], bytes]:
     """One job from its creation to its bytes. Raises ReinsError when it fails."""
     while (answer := await http.post("/v1/videos", json=body)).status_code == 429:
         await asyncio.sleep(float(answer.headers["Retry-After"]))
-    video = answer.raise_for_status().json()
-    while video["status"] in ("queued", "in_progress"):
-        await asyncio.sleep(0.25)
-        video = (await http.get(f"/v1/videos/{video['id']}")).raise_for_status().json()
+    job = answer.raise_for_status().json()
+    waiting = ended[job["id"]] = asyncio.get_running_loop().create_future()
+    video = await asyncio.wait_for(waiting, JOB_TIMEOUT_S)
     if video["status"] != "completed":
         raise ReinsError(f"A job failed: {video['error']['code']}: {video['error']['message']}")
     return video, (await http.get(f"/v1/videos/{video['id']}/content")).raise_for_status().content
