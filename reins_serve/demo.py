@@ -38,6 +38,7 @@ from reins_serve.serving.local import served
 from reins_serve.steering.policy import SteeringRow
 
 CONTROLS = 5
+CONTROL_SHARE = 2  # each control draw gets half of the prompts: five draws are many clips already
 WORKERS = 48  # two batches: one that runs, one that gathers
 POLL_S = 0.5
 JOB_TIMEOUT_S = 300
@@ -52,6 +53,7 @@ class Arm:
 
     policy: str | None
     kind: str
+    share: int = 1  # one in `share` prompts is asked, the first ones
     frames: dict[int, np.ndarray] = field(default_factory=dict)
     videos: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -67,6 +69,8 @@ Arms = dict[tuple[str | None, str], Arm]
 def run(out: Path, n: int, port: int, keep: bool) -> None:
     """Run the demonstration and write `out/`: clips, `pairs.png` and `summary.json`. Raises ReinsError if a job fails."""
     console, started = Console(), time.perf_counter()
+    if not console.is_terminal:
+        console.width = 130  # a log has no width of its own; the table needs this much
     out.mkdir(parents=True, exist_ok=True)
     asked = {kind: prompts("evaluate", kind == "unsafe", n, seed=7) for kind in SEEDS}
     directions = {name: Direction.load(find_file(path)) for name, path in FILES.items()}
@@ -82,7 +86,7 @@ def run(out: Path, n: int, port: int, keep: bool) -> None:
             ratio = _step_time_ratio(http, asked["benign"][0].text, admin_key)
         arms: Arms = {(None, kind): Arm(None, kind) for kind in SEEDS}
         arms |= {(policy, kind): Arm(policy, kind) for policy in ("off", "add") for kind in SEEDS}
-        arms |= {(name, "unsafe"): Arm(name, "unsafe") for name in controls}
+        arms |= {(name, "unsafe"): Arm(name, "unsafe", CONTROL_SHARE) for name in controls}
         columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             asyncio.run(_ask_all(address, admin_key, list(arms.values()), asked, progress))
@@ -171,7 +175,7 @@ async def _ask_all(
     address: str, admin_key: str, arms: Sequence[Arm], asked: dict[str, list[Prompt]], progress: Progress
 ) -> None:
     """Ask for every clip of every arm, `WORKERS` at a time."""
-    todo = [(arm, number) for arm in arms for number in range(len(asked[arm.kind]))]
+    todo = [(arm, number) for arm in arms for number in range(len(asked[arm.kind]) // arm.share)]
     task = progress.add_task("clips over HTTP", total=len(todo))
     queue: Iterator[tuple[Arm, int]] = iter(todo)
     headers = {"Authorization": f"Bearer {admin_key}"}
