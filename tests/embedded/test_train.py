@@ -50,9 +50,11 @@ def test_another_seed_gives_other_weights(data, tmp_path):
 
 def test_training_lowers_the_loss(data, tmp_path):
     losses = []
-    settings = dataclasses.replace(TINY, steps=40, batch=4, save_every=1000)
-    Trainer(data, build_tokenizer(), settings).run(tmp_path / "a.pt", lambda step, loss, s: losses.append(loss))
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    settings = dataclasses.replace(TINY, steps=60, batch=4, save_every=1000)
+    # Random latents leave nothing to learn in a few steps; one even colour can be learnt by heart.
+    one = LatentData((2 * data.latents[:1, :, :1, :1, :1]).expand(8, 8, 8, 8, 8), data.mask, data.scenes)
+    Trainer(one, build_tokenizer(), settings).run(tmp_path / "a.pt", lambda step, loss, s: losses.append(loss))
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
 def test_muon_makes_matrices_orthogonal():
