@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 
 from tests.serving.conftest import free_port
 
@@ -44,6 +47,22 @@ def test_a_mistake_is_one_sentence_and_no_traceback(arguments: tuple[str, ...], 
     assert done.returncode == 1
     assert word in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_up_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    port = free_port()
+    document = yaml.safe_load((ROOT / "deployments" / "embedded.yaml").read_text())
+    document["http_options"]["port"] = port
+    document["applications"][0]["args"]["output_dir"] = str(tmp_path / "clips")
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(document))
+    command = [sys.executable, "-m", "reins_serve.cli", "up", str(tmp_path / "serve.yaml")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert any("Ctrl-C ends it" in line for line in server.stdout)
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
 
 
 @pytest.mark.slow
