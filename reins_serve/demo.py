@@ -34,7 +34,7 @@ from reins_serve.models.loading import load
 from reins_serve.models.video import contact_sheet
 from reins_serve.plugin import Direction, attach
 from reins_serve.serving.config import ApplicationConfig, find_file, hash_key
-from reins_serve.serving.local import served
+from reins_serve.serving.local import served, wait_for_signal
 from reins_serve.steering.policy import SteeringRow
 
 CONTROLS = 5
@@ -42,7 +42,7 @@ CONTROL_SHARE = 2  # each control draw gets half of the prompts: five draws are 
 WORKERS = 48  # two batches: one that runs, one that gathers
 POLL_S = 0.5
 JOB_TIMEOUT_S = 300
-TIMED_PAIRS = 24
+TIMED_PAIRS = 16
 SEEDS = {"unsafe": 41_000_000, "benign": 42_000_000}
 FILES = {"live": "directions/embedded/setpoint.safetensors", "add": "directions/embedded/add.safetensors"}
 
@@ -147,7 +147,7 @@ def _step_time_ratio(http: httpx.Client, prompt: str, admin_key: str) -> dict[st
     def seconds(policy: str | None, seed: int) -> float:
         video = http.post("/v1/videos", json=_body(prompt, seed, policy), headers=headers).raise_for_status().json()
         while video["status"] in ("queued", "in_progress"):
-            time.sleep(0.02)
+            time.sleep(0.05)
             video = http.get(f"/v1/videos/{video['id']}").json()
         return float(video["inference_time_s"])
 
@@ -335,8 +335,4 @@ def _hold(console: Console, address: str, admin_key: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        console.print("Ending.")
+    wait_for_signal()

@@ -70,9 +70,14 @@ def run_forever(path: Path) -> None:
         raise ReinsError(
             f"{path} is not a readable Serve configuration of reins_serve ({error}). See deployments/embedded.yaml."
         ) from error
-    stop = threading.Event()
     with served(arguments, int(http.get("port", 8000)), str(http.get("host", "127.0.0.1"))) as address:
-        for number in (signal.SIGINT, signal.SIGTERM):  # only now: `ray.init` sets handlers of its own
-            signal.signal(number, lambda *_: stop.set())
         print(f"Serving at {address} (readiness: {address}/readyz). Ctrl-C ends it.", flush=True)
-        stop.wait()
+        wait_for_signal()
+
+
+def wait_for_signal() -> None:
+    """Wait for SIGINT or SIGTERM. Call it after `ray.init`, which sets handlers of its own."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
