@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from reins_serve.calibration.batches import steered
-from reins_serve.calibration.controls import random_control
+from reins_serve.calibration.controls import mean_displacement, random_control
 from reins_serve.calibration.statistics import Rate, psnr
 from reins_serve.embedded.judge import JudgeA, JudgeB
 from reins_serve.embedded.measure import attributes_right
@@ -31,11 +30,10 @@ from reins_serve.errors import ReinsError
 from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import request
 from reins_serve.models.loading import load
-from reins_serve.models.video import contact_sheet
+from reins_serve.models.video import contact_sheet, write_mp4
 from reins_serve.plugin import Direction, attach
 from reins_serve.serving.config import ApplicationConfig, find_file, hash_key
 from reins_serve.serving.local import served, wait_for_signal
-from reins_serve.steering.policy import SteeringRow
 
 CONTROLS = 5
 CONTROL_SHARE = 2  # each control draw gets half of the prompts: five draws are many clips already
@@ -73,9 +71,9 @@ def run(out: Path, n: int, port: int, keep: bool) -> None:
         console.width = 130  # a log has no width of its own; the table needs this much
     out.mkdir(parents=True, exist_ok=True)
     asked = {kind: prompts("evaluate", kind == "unsafe", n, seed=7) for kind in SEEDS}
-    directions = {name: Direction.load(find_file(path)) for name, path in FILES.items()}
+    live = Direction.load(find_file(FILES["live"]))
     console.print("Making random control directions of the same mean displacement ...")
-    controls = _controls(directions["live"], out / "controls")
+    controls = _controls(live, out / "controls")
     admin_key = secrets.token_urlsafe(24)
     config = _config(controls, out / "jobs", admin_key)
     console.print("Starting Ray Serve ...")
@@ -90,7 +88,7 @@ def run(out: Path, n: int, port: int, keep: bool) -> None:
         columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             asyncio.run(_ask_all(address, admin_key, list(arms.values()), asked, progress))
-        summary = _summarise(arms, asked, directions["live"], list(controls))
+        summary = _summarise(arms, asked, live, list(controls))
         summary |= {"step_time_ratio": ratio, "seconds": round(time.perf_counter() - started, 1)}
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         _write_pairs(out, arms, asked)
@@ -104,8 +102,7 @@ def _controls(live: Direction, folder: Path) -> dict[str, Path]:
     """Random controls on disk, matched to the live direction in mean displacement on clips of selection prompts."""
     middleware = attach(load(EMBEDDED), model=EMBEDDED.name, directions={"live": live})
     requests = [request(EMBEDDED, p.text, 40_000_000 + i) for i, p in enumerate(prompts("select", True, 48))]
-    _, records = steered(middleware, EMBEDDED, requests, [SteeringRow("live", live.serving_strength)] * len(requests))
-    displacement = float(np.mean([record.displacement for record in records]))
+    displacement = mean_displacement(middleware, EMBEDDED, requests, "live")
     paths = {}
     for seed in range(CONTROLS):
         paths[f"random-{seed}"] = folder / f"random-{seed}.safetensors"
@@ -308,8 +305,6 @@ def _table(summary: dict[str, Any], n: int) -> Table:
 
 def _write_pairs(out: Path, arms: Arms, asked: dict[str, list[Prompt]]) -> None:
     """Pairs of clips, off above on, as one contact sheet and as MP4s: six unsafe prompts and three benign ones."""
-    from reins_serve.models.video import write_mp4
-
     rows: list[tuple[str, np.ndarray]] = []
     for kind, count in (("unsafe", 6), ("benign", 3)):
         for number in range(0, len(asked[kind]), max(1, len(asked[kind]) // count))[:count]:

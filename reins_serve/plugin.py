@@ -13,8 +13,9 @@ from pathlib import Path
 
 from reins_serve.models import catalog
 from reins_serve.models.spec import Pipeline
+from reins_serve.steering.blocks import remove_hooks
 from reins_serve.steering.direction import Direction
-from reins_serve.steering.hook import unregister
+from reins_serve.steering.hook import HOOK_NAME
 from reins_serve.steering.middleware import Generation, SteeringMiddleware
 from reins_serve.steering.plan import GenerationRecord
 from reins_serve.steering.policy import LIVE, SteeringChoice, SteeringPolicy, SteeringRow, resolve
@@ -68,6 +69,6 @@ def attach(
     try:
         middleware.proof = prove(middleware, entry, bare, middleware.arm)
     except BaseException:
-        unregister(middleware.denoiser)
+        remove_hooks(middleware.denoiser, HOOK_NAME)
         raise
     return middleware

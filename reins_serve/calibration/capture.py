@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import ModelHook
 from torch import Tensor
 
 from reins_serve.errors import ReinsError
-from reins_serve.models.spec import Pipeline, blocks_of, spec_of
+from reins_serve.models.spec import Pipeline, spec_of
+from reins_serve.steering.blocks import add_hooks, remove_hooks
 from reins_serve.steering.calls import BATCHED, UNCOND, BranchListener, Calls
 from reins_serve.steering.direction import Window
 
@@ -85,22 +86,15 @@ class Capture:
 
     def __enter__(self) -> "Capture":
         denoiser = self.pipeline.transformer
-        path, video = blocks_of(denoiser), spec_of(denoiser).video
-        for place, block in enumerate(self.blocks):
-            HookRegistry.check_if_exists_or_initialize(path[block]).register_hook(
-                CaptureHook(self, place, video), HOOK_NAME
-            )
-        HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()
+        video = spec_of(denoiser).video
+        hooks = {block: CaptureHook(self, place, video) for place, block in enumerate(self.blocks)}
+        add_hooks(denoiser, hooks, HOOK_NAME)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        denoiser = self.pipeline.transformer
-        path = blocks_of(denoiser)
-        for block in self.blocks:
-            HookRegistry.check_if_exists_or_initialize(path[block]).remove_hook(HOOK_NAME, recurse=False)
-        HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()
+        remove_hooks(self.pipeline.transformer, HOOK_NAME)
 
     def add(self, place: int, hidden: Tensor) -> None:
         """Add one call's conditional rows `[B, S, D]`, float32, to the sums of a place."""

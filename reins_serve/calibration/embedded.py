@@ -214,8 +214,7 @@ def evaluate(pipeline: Pipeline, best: dict[str, Direction], judges: Judges, n: 
     unsafe, benign = (prompt_set("evaluate", kind, n, judges)[0] for kind in (True, False))
     matched = mean_displacement(middleware, EMBEDDED, list(unsafe.requests[:96]), "setpoint")
     controls = {f"random-{seed}": random_control(best["setpoint"], seed, matched) for seed in range(CONTROLS)}
-    pipeline = load(EMBEDDED)
-    middleware = attach(pipeline, model=EMBEDDED.name, directions={"live": best["setpoint"], **best, **controls})
+    middleware.swap({**middleware.directions, **controls})  # at the blocks of the set-point, which have their hooks
     rows = {"off": unsteered("calibration")} | {
         name: SteeringRow(name, d.serving_strength) for name, d in {**best, **controls}.items()
     }

@@ -25,9 +25,6 @@ class Rate:
     def value(self) -> float:
         return self.hits / self.n
 
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
 
 def paired_change(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
     """Change of a rate on the same prompts and seeds, with a 95 % interval.

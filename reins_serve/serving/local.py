@@ -16,14 +16,16 @@ OBJECT_STORE_BYTES = 200 << 20  # clips travel as streams; the store carries lit
 
 
 @contextmanager
-def ray_cluster() -> Iterator[None]:
-    """A Ray cluster of this process, ended with it.
+def served(config: Any, port: int, host: str = "127.0.0.1") -> Iterator[str]:
+    """Serve an ApplicationConfig on a Ray cluster of this process, ended with it; yields the base address.
 
     Token authentication is switched off unless `RAY_AUTH_MODE` says otherwise: the cluster listens on the loopback only.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
     from ray import serve
+
+    from reins_serve.serving.app import build
 
     ray.init(
         address="local",
@@ -34,23 +36,12 @@ def ray_cluster() -> Iterator[None]:
         configure_logging=False,
     )
     try:
-        yield
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-
-
-@contextmanager
-def served(config: Any, port: int, host: str = "127.0.0.1") -> Iterator[str]:
-    """Serve an ApplicationConfig on a cluster of its own; yields the base address."""
-    with ray_cluster():
-        from ray import serve
-
-        from reins_serve.serving.app import build
-
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         serve.run(build(config), name="reins", route_prefix="/", logging_config={"log_level": "WARNING"})
         yield f"http://{host}:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 def run_forever(path: Path) -> None:

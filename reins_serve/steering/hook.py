@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import ModelHook
 from torch import Tensor
 
 from reins_serve.errors import SteeringUnavailable
-from reins_serve.models.spec import Guidance, blocks_of, spec_of
+from reins_serve.models.spec import Denoiser, Guidance, spec_of
+from reins_serve.steering.blocks import add_hooks
 from reins_serve.steering.calls import BATCHED, COND, UNCOND, BranchListener, Calls
 from reins_serve.steering.operator import RowPush, steer
 from reins_serve.steering.plan import RowPlan
@@ -81,21 +82,12 @@ class SteeringHook(ModelHook):
         return (*output[: self.video], pushed.hidden, *output[self.video + 1 :])  # type: ignore[index]
 
 
-def register(denoiser: torch.nn.Module, blocks: Sequence[int], state: SteeringState) -> list[SteeringHook]:
+def register(denoiser: Denoiser, blocks: Sequence[int], state: SteeringState) -> list[SteeringHook]:
     """Register one hook at each of the numbered blocks (0 is the first) and return them."""
-    spec, path = spec_of(denoiser), blocks_of(denoiser)
-    hooks = [SteeringHook(state, block, spec.video) for block in blocks]
-    for hook in hooks:
-        HookRegistry.check_if_exists_or_initialize(path[hook.block]).register_hook(hook, HOOK_NAME)
-    HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()
-    return hooks
-
-
-def unregister(denoiser: torch.nn.Module) -> None:
-    """Remove every steering hook of a denoiser."""
-    for block in blocks_of(denoiser):
-        HookRegistry.check_if_exists_or_initialize(block).remove_hook(HOOK_NAME, recurse=False)
-    HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()
+    video = spec_of(denoiser).video
+    hooks = {block: SteeringHook(state, block, video) for block in blocks}
+    add_hooks(denoiser, hooks, HOOK_NAME)
+    return list(hooks.values())
 
 
 def rows_at(block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], device: torch.device) -> dict[str, Rows]:

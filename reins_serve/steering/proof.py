@@ -13,18 +13,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import ModelHook
 from torch import Tensor
 
 from reins_serve.errors import SteeringNotApplied
 from reins_serve.models.catalog import CatalogEntry
-from reins_serve.models.spec import Pipeline, blocks_of, spec_of
+from reins_serve.models.spec import Pipeline, spec_of
+from reins_serve.steering.blocks import add_hooks, remove_hooks
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.middleware import Generation, SteeringMiddleware
 from reins_serve.steering.plan import RowPlan
 from reins_serve.steering.policy import SteeringRow, unsteered
 
 STEPS = 3
+INNER, OUTER = "reins_tap_inner", "reins_tap_outer"
 # Largest deviation from the float64 formula, relative to the largest hidden value: rounding of the output's own dtype.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 OTHER_NEGATIVE = "another negative prompt"
@@ -81,13 +83,13 @@ def prove(
     """
     if not middleware.directions:  # the policy allows it: every clip will be marked as unsteered
         return {}
-    path, video = blocks_of(middleware.denoiser), spec_of(middleware.denoiser).video
+    video = spec_of(middleware.denoiser).video
     blocks = sorted({block for direction in middleware.directions.values() for block in direction.blocks})
     inner = {block: _Tap(video) for block in blocks}
     outer = {block: _Tap(video) for block in blocks}
-    _tap(path, inner, "reins_tap_inner")
+    add_hooks(middleware.denoiser, inner, INNER)
     attach_hooks()
-    _tap(path, outer, "reins_tap_outer")
+    add_hooks(middleware.denoiser, outer, OUTER)
     try:
         off = [RowPlan(unsteered("proof"), None)] * 2
         if not torch.equal(_generate(middleware, entry, off, inner, outer), bare):
@@ -100,10 +102,8 @@ def prove(
             for name, direction in middleware.directions.items()
         }
     finally:
-        for block in blocks:
-            registry = HookRegistry.check_if_exists_or_initialize(path[block])
-            registry.remove_hook("reins_tap_outer", recurse=False)
-            registry.remove_hook("reins_tap_inner", recurse=False)
+        for name in (OUTER, INNER):
+            remove_hooks(middleware.denoiser, name)
 
 
 def _prove_direction(
@@ -226,8 +226,3 @@ def _run(pipeline: Pipeline, entry: CatalogEntry, arguments: dict, steps: int, n
         **arguments,
     )
     return output.frames.detach().cpu()
-
-
-def _tap(path: list[torch.nn.Module], taps: dict[int, "_Tap"], name: str) -> None:
-    for block, tap in taps.items():
-        HookRegistry.check_if_exists_or_initialize(path[block]).register_hook(tap, name)

@@ -11,7 +11,8 @@ from reins_serve.errors import DirectionError, SteeringNotApplied
 from reins_serve.serving import replica as replica_module
 from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.replica import UNPROVED_LIMIT, VideoReplica
-from reins_serve.steering.hook import unregister
+from reins_serve.steering.blocks import remove_hooks
+from reins_serve.steering.hook import HOOK_NAME
 from tests import tiny
 from tests.serving.local import create, error, finished, metric
 
@@ -32,7 +33,7 @@ def test_a_replica_is_proved_when_it_is_made(replica: VideoReplica) -> None:
 
 
 def test_a_detached_hook_fails_the_job(client: TestClient, replica: VideoReplica, tmp_path: Path) -> None:
-    unregister(replica._steering.denoiser)
+    remove_hooks(replica._steering.denoiser, HOOK_NAME)
     _fails(client, tmp_path, "steering_not_applied")
     assert metric(client, 'reins_steering_failures_total{model="tiny",reason="steering_not_applied"}') == 1
     assert metric(client, 'reins_generations_total{model="tiny",outcome="failed"}') == 1
@@ -89,7 +90,7 @@ def test_other_failures_have_their_code_and_tell_no_details(
 
 
 def test_a_replica_that_cannot_prove_its_batches_asks_to_be_replaced(client: TestClient, replica: VideoReplica) -> None:
-    unregister(replica._steering.denoiser)
+    remove_hooks(replica._steering.denoiser, HOOK_NAME)
     for _ in range(UNPROVED_LIMIT):
         replica.check_health()
         finished(client, create(client))
