@@ -64,11 +64,13 @@ def attach(
         ReinsError: the model is unknown, or has a part that cannot be steered.
     """
     entry = catalog.get(model)
-    middleware = SteeringMiddleware(pipeline, model, load_directions(directions), policy or SteeringPolicy())
+    named = load_directions(directions)
     bare = bare_latents(pipeline, entry)
     try:
+        middleware = SteeringMiddleware(pipeline, model, named, policy or SteeringPolicy())
+        middleware.max_batch = entry.max_batch
         middleware.proof = prove(middleware, entry, bare, middleware.arm)
     except BaseException:
-        remove_hooks(middleware.denoiser, HOOK_NAME)
+        remove_hooks(pipeline, HOOK_NAME)
         raise
     return middleware

@@ -16,7 +16,7 @@ ENTRY = CatalogEntry(
     name="tiny",
     source=Path("tiny"),
     revision=None,
-    tasks=("text-to-video",),
+    pipelines={"text-to-video": "WanPipeline"},
     fps=8,
     width=16,
     height=16,
@@ -54,8 +54,8 @@ def pipeline(seed: int = 0) -> WanPipeline:
     return made
 
 
-def meta(denoiser: torch.nn.Module, **changes: object) -> DirectionMeta:
-    """Metadata of a direction for a tiny denoiser; `changes` replace top-level fields."""
+def meta(made: WanPipeline, **changes: object) -> DirectionMeta:
+    """Metadata of a direction for a tiny pipeline; `changes` replace top-level fields."""
     blocks = changes.get("blocks", (1,))
     values: dict = {
         "format": "reins.direction/1",
@@ -64,7 +64,7 @@ def meta(denoiser: torch.nn.Module, **changes: object) -> DirectionMeta:
         "version": "1",
         "role": "steer",
         "base": {
-            "fingerprint": fingerprint(denoiser), "denoiser": "transformer", "denoiser_class": "WanTransformer3DModel",
+            "fingerprint": fingerprint(made), "denoiser": "transformer", "denoiser_class": "WanTransformer3DModel",
             "width": 16, "num_blocks": 4,
         },
         "blocks": (1,),
@@ -85,8 +85,8 @@ def meta(denoiser: torch.nn.Module, **changes: object) -> DirectionMeta:
     return DirectionMeta.model_validate(values | changes)
 
 
-def direction(denoiser: torch.nn.Module, seed: int = 0, **changes: object) -> Direction:
-    """A random unit direction for a tiny denoiser."""
-    described = meta(denoiser, **changes)
+def direction(made: WanPipeline, seed: int = 0, **changes: object) -> Direction:
+    """A random unit direction for a tiny pipeline."""
+    described = meta(made, **changes)
     vectors = torch.randn(len(described.blocks), described.base.width, generator=torch.Generator().manual_seed(seed))
     return Direction.create(described, torch.nn.functional.normalize(vectors, dim=1))

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers.hooks import ModelHook
 from torch import Tensor
 
 from reins_serve.errors import ReinsError
-from reins_serve.models.spec import Pipeline, spec_of
-from reins_serve.steering.blocks import add_hooks, remove_hooks
-from reins_serve.steering.calls import BATCHED, UNCOND, BranchListener, Calls
+from reins_serve.models.spec import Pipeline, path_of
+from reins_serve.steering.blocks import VideoHook, add_hooks, remove_hooks
+from reins_serve.steering.calls import PLAIN, UNCOND, Calls, watch
+from reins_serve.steering.clock import StepClock
 from reins_serve.steering.direction import Window
 
 HOOK_NAME = "reins_capture"
@@ -33,33 +33,22 @@ class Activations(NamedTuple):
     token_norm: np.ndarray
 
 
-class CaptureHook(ModelHook):
+class CaptureHook(VideoHook):
     """Adds one block's output to running sums while `open` says so."""
 
-    _is_stateful = True  # so that the pipeline's cache_context reaches the listener
-
-    def __init__(self, capture: "Capture", place: int, video: int | None) -> None:
-        super().__init__()
+    def __init__(self, capture: "Capture", calls: Calls, place: int) -> None:
+        super().__init__(calls.spec)
         self.capture = capture
+        self.calls = calls
         self.place = place
-        self.video = video
-        self.listener = BranchListener(capture.calls)
-
-    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Nothing is kept between calls that a cache reset would have to clear."""
-        return module
 
     def post_forward(self, module: torch.nn.Module, output: Any) -> Any:
-        capture = self.capture
-        if not capture.open:
-            return output
-        hidden: Tensor = output if self.video is None else output[self.video]
-        layout = capture.calls.layout(hidden.shape[0])
-        if layout == UNCOND:
-            return output
-        if layout == BATCHED:
-            hidden = hidden[capture.calls.prompts :]
-        capture.add(self.place, hidden.float())
+        calls, hidden = self.calls, self.video(output)
+        kind, copies = calls.layout(hidden.shape[0])
+        if self.capture.open and kind != UNCOND and calls.name in PLAIN:
+            # [branch][prompt][frame] rows; the conditional branch is the last.
+            rows = hidden.reshape(-1, calls.prompts, copies * hidden.shape[1], hidden.shape[2])[-1]
+            self.capture.add(self.place, rows.float())
         return output
 
 
@@ -69,32 +58,40 @@ class Capture:
     Args:
         prompts: B, the rows of the call.
         blocks: Numbers of the blocks to read, in the order of the result's axis L.
-        window: The share of the steps to read; the steering window of the direction that is to be fitted.
+        window: The share of the steps to read; the steering window of the direction that is to be fitted. Of two experts
+            each is read in those steps of the window that it makes.
     """
 
     def __init__(self, pipeline: Pipeline, prompts: int, blocks: Sequence[int], window: Window | None = None) -> None:
         self.pipeline = pipeline
+        self.prompts = prompts
         self.blocks = tuple(blocks)
         self.window = window or Window()
-        self.calls = Calls(spec_of(pipeline.transformer).guidance)
-        self.calls.prompts = prompts
         self.open = self.window.start == 0
-        self.arguments: dict[str, Any] = {"callback_on_step_end": self._step_end}
+        self._clock = StepClock(pipeline, self._ended)
+        self.arguments: dict[str, Any] = self._clock.arguments
+        self._calls: dict[str, Calls] = {}
         self._pooled: Tensor | None = None
         self._norm: Tensor | None = None
-        self._steps = 0
+        self._added = [0] * len(self.blocks)
 
     def __enter__(self) -> "Capture":
-        denoiser = self.pipeline.transformer
-        video = spec_of(denoiser).video
-        hooks = {block: CaptureHook(self, place, video) for place, block in enumerate(self.blocks)}
-        add_hooks(denoiser, hooks, HOOK_NAME)
+        self._calls = watch(self.pipeline, HOOK_NAME)
+        for calls in self._calls.values():
+            calls.begin(prompts=self.prompts)
+        path = path_of(self.pipeline)
+        hooks = {
+            block: CaptureHook(self, self._calls[path[block][0]], place) for place, block in enumerate(self.blocks)
+        }
+        add_hooks(self.pipeline, hooks, HOOK_NAME)
+        self._clock.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        remove_hooks(self.pipeline.transformer, HOOK_NAME)
+        self._clock.stop(completed=error is None)
+        remove_hooks(self.pipeline, HOOK_NAME)
 
     def add(self, place: int, hidden: Tensor) -> None:
         """Add one call's conditional rows `[B, S, D]`, float32, to the sums of a place."""
@@ -105,15 +102,21 @@ class Capture:
         assert self._norm is not None
         self._pooled[:, place] += hidden.mean(dim=1)
         self._norm[:, place] += hidden.norm(dim=2).median(dim=1).values
-        self._steps += place == 0
+        self._added[place] += 1
 
     @property
     def activations(self) -> Activations:
-        """The means. Raises ReinsError when nothing was captured."""
-        if self._pooled is None or self._norm is None:
-            raise ReinsError("Nothing was captured: call the pipeline once inside the block, with **capture.arguments.")
-        return Activations(*((t / self._steps).cpu().numpy() for t in (self._pooled, self._norm)))
+        """The means. Raises ReinsError when a block was never read in the window."""
+        unread = [block for block, added in zip(self.blocks, self._added, strict=True) if not added]
+        if self._pooled is None or self._norm is None or unread:
+            raise ReinsError(
+                f"Nothing was captured at the blocks {unread}: call the pipeline once inside the block, with "
+                "**capture.arguments, and with so many steps that each expert makes one in the window."
+            )
+        added = torch.tensor(self._added, dtype=torch.float32, device=self._norm.device)
+        return Activations((self._pooled / added[:, None]).cpu().numpy(), (self._norm / added).cpu().numpy())
 
-    def _step_end(self, pipeline: Pipeline, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
-        self.open = step + 1 in self.window.steps(int(pipeline.num_timesteps))
-        return kwargs
+    def _ended(self, step: int, total: int) -> None:
+        self.open = (step + 1) % total in self.window.steps(total)
+        for calls in self._calls.values():
+            calls.begin()

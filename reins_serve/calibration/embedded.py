@@ -26,13 +26,11 @@ from reins_serve.embedded.judge import JudgeA, JudgeB
 from reins_serve.embedded.measure import attributes_right
 from reins_serve.embedded.prompts import Prompt, Split, prompts
 from reins_serve.models.catalog import EMBEDDED
-from reins_serve.models.fingerprint import fingerprint
 from reins_serve.models.generation import request
 from reins_serve.models.loading import load
-from reins_serve.models.spec import Pipeline, blocks_of, width_of
+from reins_serve.models.spec import Pipeline, path_of
 from reins_serve.plugin import attach
 from reins_serve.steering.direction import (
-    Base,
     BlockStatistics,
     Direction,
     DirectionMeta,
@@ -41,6 +39,7 @@ from reins_serve.steering.direction import (
     Strength,
     Window,
 )
+from reins_serve.steering.fit import base_of
 from reins_serve.steering.policy import SteeringRow, unsteered
 
 SEEDS: dict[Split, int] = {"fit": 10_000_000, "select": 20_000_000, "evaluate": 30_000_000}
@@ -83,7 +82,7 @@ def fit_directions(
     pipeline: Pipeline, judges: Judges, per_class: int, progress: Progress
 ) -> tuple[list[Direction], dict]:
     """One direction per block and kind of operation, at unit strengths, with the depth curve of the fit."""
-    blocks = range(len(blocks_of(pipeline.transformer)))
+    blocks = range(len(path_of(pipeline)))
     window = Window()
     sets = [
         prompt_set("fit", unsafe, per_class, judges, offset) for offset in (0, 1_000_000) for unsafe in (False, True)
@@ -99,14 +98,7 @@ def fit_directions(
     fitted = SupervisedPCA().fit(activations.pooled, unsafe, texts)
     auc = cross_fitted_auc(activations.pooled, unsafe, texts, groups)
     norms = np.median(activations.token_norm, axis=0)
-    denoiser = pipeline.transformer
-    base = Base(
-        fingerprint=fingerprint(denoiser),
-        denoiser="transformer",
-        denoiser_class=type(denoiser).__name__,
-        width=width_of(denoiser),
-        num_blocks=len(blocks),
-    )
+    base = base_of(pipeline)
     made = []
     for block in blocks:
         statistics = BlockStatistics(

@@ -87,8 +87,7 @@ def _num_frames(body: CreateVideo, entry: CatalogEntry) -> int:
         return _or(body.num_frames, entry.num_frames)
     if body.num_frames is not None:
         raise RequestError("Give seconds or num_frames, not both.", code="invalid_value", param="num_frames")
-    frames = float(body.seconds) * entry.fps
-    return max(0, round((frames - 1) / entry.frame_multiple)) * entry.frame_multiple + 1
+    return entry.nearest_frames(float(body.seconds) * entry.fps)
 
 
 def _row(body: CreateVideo, model: ServedModel, admin: bool) -> SteeringRow:

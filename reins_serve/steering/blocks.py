@@ -1,27 +1,70 @@
-"""Hooks on the blocks of a denoiser, put on and taken off by name: those that steer, those that read, those that prove."""
+"""Hooks on the blocks of a pipeline, put on and taken off by name: those that steer, those that read, those that prove.
 
+Blocks are numbered along the video path; of two experts the second's are numbered on after the first's.
+"""
+
+import inspect
 from collections.abc import Mapping
 
+import torch
 from diffusers.hooks import HookRegistry, ModelHook
+from torch import Tensor
 
-from reins_serve.models.spec import Denoiser, blocks_of
+from reins_serve.models.spec import DenoiserSpec, Pipeline, denoisers_of, path_of
 
 
-def add_hooks(denoiser: Denoiser, hooks: Mapping[int, ModelHook], name: str) -> None:
+class VideoHook(ModelHook):
+    """A hook that finds the video tokens `[R, S, D]` in its block's output, and can put others in their place."""
+
+    def __init__(self, spec: DenoiserSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self._tail: int | None = None  # number of video tokens of the current call, behind history tokens
+        self._tail_position = -1
+
+    def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
+        if self.spec.tail is not None:
+            self._tail_position = list(inspect.signature(type(module).forward).parameters).index(self.spec.tail) - 1
+        return module
+
+    def pre_forward(self, module: torch.nn.Module, *args: object, **kwargs: object) -> tuple[tuple, dict]:
+        if self.spec.tail is not None:
+            found = kwargs[self.spec.tail] if self.spec.tail in kwargs else args[self._tail_position]
+            self._tail = int(found)  # type: ignore[call-overload]
+        return args, kwargs
+
+    def video(self, output: object) -> Tensor:
+        """The video tokens in a block's output; history tokens before them are left out."""
+        hidden: Tensor = output if self.spec.video is None else output[self.spec.video]  # type: ignore[assignment, index]
+        return hidden if self._tail is None else hidden[:, -self._tail :]
+
+    def replaced(self, output: object, video: Tensor) -> object:
+        """The output with other video tokens in the place of its own."""
+        place = self.spec.video
+        if self._tail is not None:
+            hidden: Tensor = output if place is None else output[place]  # type: ignore[assignment, index]
+            video = torch.cat([hidden[:, : -self._tail], video], dim=1)
+        if place is None:
+            return video
+        return (*output[:place], video, *output[place + 1 :])  # type: ignore[index]
+
+
+def add_hooks(pipeline: Pipeline, hooks: Mapping[int, ModelHook], name: str) -> None:
     """Register a hook at each numbered block (0 is the first). Later ones lie outside of earlier ones of other names."""
-    path = blocks_of(denoiser)
+    path = path_of(pipeline)
     for block, hook in hooks.items():
-        HookRegistry.check_if_exists_or_initialize(path[block]).register_hook(hook, name)
-    _announce(denoiser)
+        HookRegistry.check_if_exists_or_initialize(path[block][1]).register_hook(hook, name)
+    announce(pipeline)
 
 
-def remove_hooks(denoiser: Denoiser, name: str) -> None:
-    """Remove the hooks of a name from every block that has one."""
-    for block in blocks_of(denoiser):
-        HookRegistry.check_if_exists_or_initialize(block).remove_hook(name, recurse=False)
-    _announce(denoiser)
+def remove_hooks(pipeline: Pipeline, name: str) -> None:
+    """Remove the hooks of a name from every block that has one, and from the denoisers."""
+    for module in (*denoisers_of(pipeline).values(), *(block for _, block in path_of(pipeline))):
+        HookRegistry.check_if_exists_or_initialize(module).remove_hook(name, recurse=False)
+    announce(pipeline)
 
 
-def _announce(denoiser: Denoiser) -> None:
-    """Let the denoiser's `cache_context` look for hooks again: diffusers keeps a list of those it found before."""
-    HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()
+def announce(pipeline: Pipeline) -> None:
+    """Let each denoiser's `cache_context` look for hooks again: diffusers keeps a list of those it found before."""
+    for denoiser in denoisers_of(pipeline).values():
+        HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()

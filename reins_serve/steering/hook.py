@@ -9,16 +9,15 @@ does follows from `SteeringState`, which the host sets between denoising steps a
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from diffusers.hooks import ModelHook
 from torch import Tensor
 
 from reins_serve.errors import SteeringUnavailable
-from reins_serve.models.spec import Denoiser, Guidance, spec_of
-from reins_serve.steering.blocks import add_hooks
-from reins_serve.steering.calls import BATCHED, COND, UNCOND, BranchListener, Calls
+from reins_serve.models.spec import Pipeline, path_of
+from reins_serve.steering.blocks import VideoHook, add_hooks
+from reins_serve.steering.calls import BATCHED, COND, UNCOND, Calls
 from reins_serve.steering.operator import RowPush, steer
 from reins_serve.steering.plan import RowPlan
 
@@ -36,29 +35,39 @@ class Rows(NamedTuple):
 
 
 class SteeringState:
-    """What the hooks of one denoiser share: the calls' layout, the device's tally, and whether a generation is open."""
+    """What the hooks of one pipeline share while a generation is open.
 
-    def __init__(self, guidance: Guidance) -> None:
-        self.calls = Calls(guidance)
-        self.tally: Tensor | None = None  # float64 [B, 4]: pushes, and sums of displacement, score, moved share
+    Attributes:
+        tally: float64 `[B, 4]`, per prompt: pushes, and sums over them of displacement, score and moved share. None while
+            no generation is open.
+        cached: Whether a step cache may answer for a block; then hooks note what each call of theirs was computed with.
+        shards: The processes that share the tokens under context parallelism.
+    """
+
+    def __init__(self) -> None:
+        self.tally: Tensor | None = None
+        self.cached = False
+        self.shards: Any = None
 
 
-class SteeringHook(ModelHook):
-    """Pushes the video tokens in one block's output. `rows` is replaced by the host whenever the window opens or closes."""
+class SteeringHook(VideoHook):
+    """Pushes the video tokens in one block's output. `rows` is replaced by the host whenever the window opens or closes.
 
-    _is_stateful = True  # so that the pipeline's cache_context reaches the listener
+    Attributes:
+        calls, denoiser: The calls of the block's denoiser, and its attribute in the pipeline.
+        block: The block's number on the path.
+        rows: What is due, by kind of call; kinds in which nothing is pushed are absent.
+        computed: Under a step cache, by the call's name: the rows with which the block was computed in this step.
+    """
 
-    def __init__(self, state: SteeringState, block: int, video: int | None) -> None:
-        super().__init__()
+    def __init__(self, state: SteeringState, calls: Calls, denoiser: str, block: int) -> None:
+        super().__init__(calls.spec)
         self.state = state
+        self.calls = calls
+        self.denoiser = denoiser
         self.block = block
-        self.video = video
-        self.listener = BranchListener(state.calls)
         self.rows: dict[str, Rows] = {}
-
-    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Nothing is kept between calls that a cache reset would have to clear."""
-        return module
+        self.computed: dict[str, Rows | None] = {}
 
     def post_forward(self, module: torch.nn.Module, output: object) -> object:
         state = self.state
@@ -66,32 +75,40 @@ class SteeringHook(ModelHook):
             raise SteeringUnavailable(
                 "This pipeline is steered: call it inside `with steering.generation() as g:` and pass it **g.arguments."
             )
-        hidden: Tensor = output if self.video is None else output[self.video]  # type: ignore[assignment, index]
-        rows = self.rows.get(state.calls.layout(hidden.shape[0]))
+        hidden = self.video(output)
+        kind, copies = self.calls.layout(hidden.shape[0])
+        rows = self.rows.get(kind)
+        if state.cached:
+            self.computed[self.calls.name] = rows
         if rows is None:
             return output
-        pushed = steer(hidden, rows.push, token_norm=rows.token_norm, channel_norm=rows.channel_norm)
-        active = (rows.push.amount != 0).double()
-        score = (pushed.projection - rows.unsafe_mean) * rows.inverse_gap
+        push, unsafe_mean, inverse_gap = rows.push, rows.unsafe_mean, rows.inverse_gap
+        if copies > 1:
+            push = push.spread(copies)
+            unsafe_mean, inverse_gap = (t.repeat_interleave(copies) for t in (unsafe_mean, inverse_gap))
+        pushed = steer(hidden, push, token_norm=rows.token_norm, channel_norm=rows.channel_norm, shards=state.shards)
+        active = (push.amount != 0).double()
+        score = (pushed.projection - unsafe_mean) * inverse_gap
         counted = (
             torch.stack([torch.ones_like(active), pushed.displacement, score, pushed.moved], dim=1) * active[:, None]
         )
-        state.tally += counted.reshape(-1, *state.tally.shape).sum(0)
-        if self.video is None:
-            return pushed.hidden
-        return (*output[: self.video], pushed.hidden, *output[self.video + 1 :])  # type: ignore[index]
+        prompts, columns = state.tally.shape
+        state.tally += counted.reshape(-1, prompts, copies, columns).mean(2).sum(0)
+        return self.replaced(output, pushed.hidden)
 
 
-def register(denoiser: Denoiser, blocks: Sequence[int], state: SteeringState) -> list[SteeringHook]:
+def register(
+    pipeline: Pipeline, blocks: Sequence[int], state: SteeringState, calls: dict[str, Calls]
+) -> list[SteeringHook]:
     """Register one hook at each of the numbered blocks (0 is the first) and return them."""
-    video = spec_of(denoiser).video
-    hooks = {block: SteeringHook(state, block, video) for block in blocks}
-    add_hooks(denoiser, hooks, HOOK_NAME)
+    path = path_of(pipeline)
+    hooks = {block: SteeringHook(state, calls[path[block][0]], path[block][0], block) for block in blocks}
+    add_hooks(pipeline, hooks, HOOK_NAME)
     return list(hooks.values())
 
 
 def rows_at(block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], device: torch.device) -> dict[str, Rows]:
-    """The rows of a block by layout, for the rows whose window is open; layouts in which nothing is pushed are left out."""
+    """The rows of a block by kind of call, for the rows whose window is open; kinds in which nothing is pushed are left out."""
     columns: dict[str, list[float]] = {
         n: [] for n in ("amount", "target", "setpoint", "token", "channel", "unsafe", "gap")
     }

@@ -1,7 +1,7 @@
 """SteeringMiddleware: joins a loaded pipeline, its current directions and a request's plan, one generation at a time.
 
-A generation takes one snapshot of the directions when it opens and keeps it to its end. Its step clock is the pipeline's
-`callback_on_step_end`, which fires at the end of step i and so prepares step i + 1; the total is `pipeline.num_timesteps`.
+A generation takes one snapshot of the directions when it opens and keeps it to its end. Between two steps, told by the step
+clock, it enters into its ledgers what the step that ended had to push, and prepares the hooks for the next.
 """
 
 import threading
@@ -10,19 +10,16 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from reins_serve.errors import (
-    DirectionError,
-    GenerationCancelled,
-    ReinsError,
-    SteeringNotApplied,
-    SteeringUnavailable,
-)
-from reins_serve.models.fingerprint import fingerprint
-from reins_serve.models.spec import Pipeline, blocks_of, spec_of, width_of
+from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotApplied, SteeringUnavailable
+from reins_serve.models.spec import Pipeline, denoisers_of, path_of
+from reins_serve.steering.calls import UNCOND, watch
+from reins_serve.steering.clock import StepClock, StepEnd
 from reins_serve.steering.direction import Direction
-from reins_serve.steering.hook import SteeringHook, SteeringState, register, rows_at
-from reins_serve.steering.plan import GenerationRecord, RowPlan, records
+from reins_serve.steering.fit import base_of, check_fit
+from reins_serve.steering.hook import HOOK_NAME, SteeringHook, SteeringState, register, rows_at
+from reins_serve.steering.plan import GenerationRecord, Ledger, RowPlan, records
 from reins_serve.steering.policy import (
     SteeringChoice,
     SteeringPolicy,
@@ -34,27 +31,6 @@ from reins_serve.steering.policy import (
 OnStep = Callable[[int, int], None]
 
 
-def check_fit(direction: Direction, denoiser: torch.nn.Module, found: str) -> None:
-    """Refuse a direction of another model. Raises DirectionError.
-
-    Args:
-        found: The denoiser's fingerprint.
-    """
-    base = direction.meta.base
-    facts = [
-        ("denoiser class", base.denoiser_class, type(denoiser).__name__),
-        ("width", base.width, width_of(denoiser)),
-        ("number of blocks", base.num_blocks, len(blocks_of(denoiser))),
-        ("fingerprint of the weights", base.fingerprint, found),
-    ]
-    for what, wanted, actual in facts:
-        if wanted != actual:
-            raise DirectionError(
-                f"The direction {direction.name} was fitted for another model: its {what} is {wanted}, the loaded model's is "
-                f"{actual}. Load the model it belongs to, or refit it with `reins-serve recalibrate`."
-            )
-
-
 class SteeringMiddleware:
     """Steering of one pipeline. Made by `reins_serve.attach`, which also proves it.
 
@@ -62,27 +38,28 @@ class SteeringMiddleware:
         model: The catalogue's name of the pipeline's checkpoint.
         policy: What requests may ask for.
         proof: Figures of the start-up proof; None until it has passed.
+        base, path: What a direction must say of its base model, and the blocks that can be steered.
+        max_batch: Most rows of one call; None: as many as memory allows.
     """
 
     def __init__(
         self, pipeline: Pipeline, model: str, directions: Mapping[str, Direction], policy: SteeringPolicy
     ) -> None:
-        denoiser = pipeline.transformer
-        if getattr(pipeline, "transformer_2", None) is not None:
-            raise ReinsError(f"{model} has two denoisers, each of which needs a direction; that is not offered yet.")
-        if getattr(denoiser, "is_cache_enabled", False):
+        if any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers_of(pipeline).values()):
             raise ReinsError(
                 "Attach steering before enabling a step cache: a hook above the cache steers cached steps twice."
             )
         self.pipeline = pipeline
         self.model = model
         self.policy = policy
-        self.denoiser = denoiser
-        self.fingerprint = fingerprint(denoiser)
+        self.base = base_of(pipeline)
+        self.path = path_of(pipeline)
         self._directions: Mapping[str, Direction] = {}
         self._busy = threading.Lock()
         self.proof: Any = None
-        self.state = SteeringState(spec_of(denoiser).guidance)
+        self.max_batch: int | None = None
+        self.state = SteeringState()
+        self.calls = watch(pipeline, HOOK_NAME)
         self.hooks: list[SteeringHook] = []
         self.swap(directions)
 
@@ -99,7 +76,7 @@ class SteeringMiddleware:
             PolicyError, SteeringUnavailable: the policy cannot be carried out with them; nothing is changed.
         """
         for direction in directions.values():
-            check_fit(direction, self.denoiser, self.fingerprint)
+            check_fit(direction, self.pipeline, self.base)
         check_policy(self.policy, directions)
         self._directions = MappingProxyType(dict(directions))
 
@@ -107,7 +84,7 @@ class SteeringMiddleware:
         """Register hooks at all blocks of the current directions that have none yet."""
         have = {hook.block for hook in self.hooks}
         wanted = {block for direction in self._directions.values() for block in direction.blocks}
-        self.hooks += register(self.denoiser, sorted(wanted - have), self.state)
+        self.hooks += register(self.pipeline, sorted(wanted - have), self.state, self.calls)
 
     def generation(
         self,
@@ -118,6 +95,7 @@ class SteeringMiddleware:
         rows: Sequence[SteeringRow] | None = None,
         on_step: OnStep | None = None,
         cancel: threading.Event | None = None,
+        callback_on_step_end: StepEnd | None = None,
     ) -> "Generation":
         """Open a generation: `with steering.generation(...) as g: pipeline(prompt, **g.arguments)`; then `g.record`.
 
@@ -128,9 +106,11 @@ class SteeringMiddleware:
             rows: Instead of the three above: what each row gets, as `resolve` returned it.
             on_step: Called with (steps done, steps in all) after each step.
             cancel: When set, the generation stops at the end of the current step with GenerationCancelled.
+            callback_on_step_end: Your own callback of the pipeline, called before steering's.
 
         Raises:
             PolicyError, SteeringUnavailable: the choice is not allowed, or a direction is missing.
+            ReinsError: more rows than the pipeline can make in one call.
         """
         if rows is None:
             rows = [resolve(SteeringChoice(policy=policy, strength=strength), self.policy, self._directions)] * prompts
@@ -142,7 +122,11 @@ class SteeringMiddleware:
                     f"The direction {row.direction!r} is not loaded. Publish it, or choose another policy."
                 )
             plans.append(RowPlan(row, snapshot[row.direction] if row.direction is not None else None))
-        return Generation(self, plans, on_step, cancel)
+        if self.max_batch is not None and len(plans) > self.max_batch:
+            raise ReinsError(
+                f"{self.model} makes at most {self.max_batch} clips in one call; {len(plans)} were asked for."
+            )
+        return Generation(self, plans, on_step, cancel, callback_on_step_end)
 
 
 class Generation:
@@ -157,8 +141,9 @@ class Generation:
         self,
         middleware: SteeringMiddleware,
         plans: list[RowPlan],
-        on_step: OnStep | None,
-        cancel: threading.Event | None,
+        on_step: OnStep | None = None,
+        cancel: threading.Event | None = None,
+        callback: StepEnd | None = None,
     ) -> None:
         if not plans:
             raise ReinsError("A generation needs at least one row.")
@@ -166,10 +151,13 @@ class Generation:
         self._plans = plans
         self._on_step = on_step
         self._cancel = cancel
-        self._total: int | None = None
-        self._done = 0
+        self._clock = StepClock(middleware.pipeline, self._ended, callback)
+        self._ledgers = [Ledger() for _ in plans]
         self._open: list[bool] = []
-        self.arguments: dict[str, Any] = {"callback_on_step_end": self._step_end}
+        self._carried: dict[
+            tuple[int, str], object
+        ] = {}  # under a step cache, per block and call: rows of its last output
+        self.arguments: dict[str, Any] = self._clock.arguments
         self.records: list[GenerationRecord] = []
 
     @property
@@ -179,60 +167,122 @@ class Generation:
             raise SteeringNotApplied("This generation has not ended, or failed: it has no record.")
         return self.records[0]
 
+    @property
+    def step(self) -> int:
+        """The denoising step that is running, from 0."""
+        return self._clock.done
+
     def __enter__(self) -> "Generation":
         middleware = self._middleware
         if not middleware._busy.acquire(blocking=False):
             raise ReinsError("This pipeline is generating already; one generation at a time. Batch prompts instead.")
-        state = middleware.state
+        state, denoisers = middleware.state, denoisers_of(middleware.pipeline)
         state.tally = torch.zeros(
             len(self._plans), 4, dtype=torch.float64, device=middleware.pipeline._execution_device
         )
-        state.calls.prompts = len(self._plans)
+        state.cached = any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers.values())
+        state.shards = shards_of(middleware.pipeline)
+        for calls in middleware.calls.values():
+            calls.begin(prompts=len(self._plans))
         self._prepare(0)
+        self._clock.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        state, pipeline = self._middleware.state, self._middleware.pipeline
-        tally = state.tally
-        state.tally, state.calls.prompts = None, 0
-        for hook in self._middleware.hooks:
-            hook.rows = {}
+        state, pipeline, clock = self._middleware.state, self._middleware.pipeline, self._clock
+        tally, shards = state.tally, state.shards
         try:
+            clock.stop(completed=error is None)
             if error is not None:
                 pipeline.maybe_free_model_hooks()
                 return
-            if self._total is None or self._done != self._total:
+            if not clock.finished:
                 raise SteeringNotApplied(
-                    f"{self._done} of {self._total or '?'} denoising steps reported to steering: the clip is discarded. "
+                    f"{clock.done} of {clock.total or '?'} denoising steps reported to steering: the clip is discarded. "
                     "Call the pipeline once inside the block, with **g.arguments."
                 )
             assert tally is not None
-            guided = bool(getattr(pipeline, "do_classifier_free_guidance", False))
-            self.records = records(self._plans, self._total, guided, tally.tolist())
+            if shards is not None:
+                dist.all_reduce(tally, group=shards)
+                tally /= dist.get_world_size(shards)
+            self.records = records(self._plans, self._ledgers, tally.tolist())
         finally:
+            state.tally, state.shards, state.cached = None, None, False
+            for hook in self._middleware.hooks:
+                hook.rows, hook.computed = {}, {}
             self._middleware._busy.release()
 
     def _prepare(self, step: int) -> None:
         """Set every hook's rows for a step, if the set of open windows changes with it."""
-        opened = [plan.steered_at(step, self._total) for plan in self._plans]
+        opened = [plan.steered_at(step, self._clock.total) for plan in self._plans]
         if opened == self._open:
             return
         self._open = opened
         device = self._middleware.pipeline._execution_device
         for hook in self._middleware.hooks:
             hook.rows = rows_at(hook.block, self._plans, opened, device) if any(opened) else {}
+        if self._middleware.state.cached:  # what was computed with other rows must not be used again
+            reset_caches(self._middleware.pipeline)
 
-    def _step_end(self, pipeline: Pipeline, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if step != self._done:
-            raise SteeringNotApplied("The pipeline was called twice in one generation; open one generation per call.")
-        self._total = int(pipeline.num_timesteps)
-        self._done = step + 1
+    def _ended(self, step: int, total: int) -> None:
+        """A step is over: write the ledgers, tell the caller, stop if asked to, prepare the next step."""
+        self._enter_step(step, total)
+        for calls in self._middleware.calls.values():
+            calls.begin()
         if self._on_step is not None:
-            self._on_step(self._done, self._total)
+            self._on_step(step + 1, total)
         if self._cancel is not None and self._cancel.is_set():
-            raise GenerationCancelled(f"Stopped after step {self._done} of {self._total}.")
-        if self._done < self._total:
-            self._prepare(self._done)
-        return kwargs
+            raise GenerationCancelled(f"Stopped after step {step + 1} of {total}.")
+        self._prepare((step + 1) % total)
+
+    def _enter_step(self, step: int, total: int) -> None:
+        """Enter what the calls of a step had to push, and which of that a step cache answered for."""
+        made = {name: calls.made() for name, calls in self._middleware.calls.items()}
+        if all(kind == UNCOND for calls in made.values() for _, kind in calls):
+            raise SteeringNotApplied(f"No conditional call of the denoiser was seen in step {step}: its spec is wrong.")
+        within = [plan.steered_at(step, total) for plan in self._plans]
+        for ledger, is_within in zip(self._ledgers, within, strict=True):
+            ledger.steps += is_within
+        for hook in self._middleware.hooks:
+            for name, kind in made[hook.denoiser]:
+                reused = self._reused(hook, name, kind)
+                for plan, ledger, is_within in zip(self._plans, self._ledgers, within, strict=True):
+                    if is_within and plan.direction is not None and hook.block in plan.direction.blocks:
+                        ledger.planned += plan.pushes(kind)
+                        ledger.reused += plan.pushes(kind) * reused
+            hook.computed = {}
+
+    def _reused(self, hook: SteeringHook, name: str, kind: str) -> bool:
+        """Whether a step cache answered for a hook's block in a call. Raises SteeringNotApplied if its answer is stale."""
+        if not self._middleware.state.cached:
+            return False
+        if name in hook.computed:
+            self._carried[hook.block, name] = hook.computed[name]
+            return False
+        if self._carried.get((hook.block, name), _NOTHING) is not hook.rows.get(kind):
+            raise SteeringNotApplied(
+                f"A step cache answered for block {hook.block} with an output that was computed under another steering: the "
+                "clip is discarded. The cache must be reset at each edge of the window."
+            )
+        return True
+
+
+_NOTHING = object()
+
+
+def reset_caches(pipeline: Pipeline) -> None:
+    """Make every step cache of the denoisers compute anew."""
+    for denoiser in denoisers_of(pipeline).values():
+        denoiser._reset_stateful_cache()
+
+
+def shards_of(pipeline: Pipeline) -> Any:
+    """The process group that shares the tokens of a row under context parallelism; None without it."""
+    for denoiser in denoisers_of(pipeline).values():
+        parallel = getattr(denoiser, "_parallel_config", None)
+        context = getattr(parallel, "context_parallel_config", None)
+        if context is not None:
+            return context._flattened_mesh.get_group()
+    return None

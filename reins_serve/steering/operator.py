@@ -6,6 +6,7 @@ Nothing here reduces over the batch axis: what happens to one row does not depen
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 EPSILON = 1e-12
@@ -29,6 +30,10 @@ class RowPush(NamedTuple):
     token_norm: Tensor
     channel_norm: Tensor
 
+    def spread(self, copies: int) -> "RowPush":
+        """The same push for `copies` consecutive rows of each row: `[R, ...]` becomes `[R * copies, ...]`."""
+        return RowPush(*(column.repeat_interleave(copies, dim=0) for column in self))
+
 
 class Pushed(NamedTuple):
     """Result of `steer`.
@@ -46,7 +51,14 @@ class Pushed(NamedTuple):
     moved: Tensor
 
 
-def steer(hidden: Tensor, push: RowPush, *, token_norm: bool, channel_norm: bool) -> Pushed:
+def steer(
+    hidden: Tensor,
+    push: RowPush,
+    *,
+    token_norm: bool,
+    channel_norm: bool,
+    shards: "dist.ProcessGroup | None" = None,
+) -> Pushed:
     """Push every row of `hidden` `[R, S, D]` along its own direction.
 
     `add`: `h' = N(h + a d)`, the paper's. `setpoint`: `h' = N(h + beta max(0, m - h·d) d)` per token; a token that is safe
@@ -55,6 +67,8 @@ def steer(hidden: Tensor, push: RowPush, *, token_norm: bool, channel_norm: bool
 
     Args:
         token_norm, channel_norm: Whether any row follows that rule; False saves the work.
+        shards: The processes that hold the other tokens of the same rows, under context parallelism. The channel rule then
+            sums its squares over all of them; the figures beside the hidden states remain those of this shard.
     """
     h = hidden.float()
     vector = push.vector[:, :, None]
@@ -67,7 +81,8 @@ def steer(hidden: Tensor, push: RowPush, *, token_norm: bool, channel_norm: bool
         scale = h.norm(dim=2, keepdim=True) / steered.norm(dim=2, keepdim=True).clamp_min(EPSILON)
         steered = torch.where(push.token_norm[:, None, None], steered * scale, steered)
     if channel_norm:
-        scale = h.norm(dim=1, keepdim=True) / steered.norm(dim=1, keepdim=True).clamp_min(EPSILON)
+        before, after = _channel_norms(h, steered, shards)
+        scale = before / after.clamp_min(EPSILON)
         steered = torch.where(push.channel_norm[:, None, None], steered * scale, steered)
     moved_by = torch.bmm(steered, vector) - projection if token_norm or channel_norm else length
     active = (push.amount != 0)[:, None, None]
@@ -77,3 +92,13 @@ def steer(hidden: Tensor, push: RowPush, *, token_norm: bool, channel_norm: bool
         torch.where(active, moved_by, 0).mean(dim=(1, 2)),
         (length != 0).float().mean(dim=(1, 2)),
     )
+
+
+def _channel_norms(before: Tensor, after: Tensor, shards: "dist.ProcessGroup | None") -> tuple[Tensor, Tensor]:
+    """L2 norms `[R, 1, D]` over the tokens of `[R, S, D]`, those of all shards included."""
+    if shards is None:
+        return before.norm(dim=1, keepdim=True), after.norm(dim=1, keepdim=True)
+    squares = torch.stack([before.square().sum(1, keepdim=True), after.square().sum(1, keepdim=True)])
+    dist.all_reduce(squares, group=shards)
+    both = squares.sqrt()
+    return both[0], both[1]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reins_serve.errors import SteeringNotApplied
+from reins_serve.steering.calls import BATCHED, COND, UNCOND
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringRow
 
@@ -22,16 +23,25 @@ class RowPlan:
         window = self.direction.meta.window
         return window.start == 0 if total is None or step == 0 else step in window.steps(total)
 
-    def steered_steps(self, total: int) -> int:
-        """Number of steered steps of a generation of `total` denoising steps."""
-        return sum(self.steered_at(step, total) for step in range(total))
+    def pushes(self, kind: str) -> int:
+        """Pushes that one call of a kind gives this row at one block while its window is open."""
+        both = self.direction is not None and self.direction.branches == "both"
+        return {COND: 1, UNCOND: int(both), BATCHED: 1 + both}[kind]
 
-    def applications(self, total: int, guided: bool) -> int:
-        """Pushes that the device's counter must show: blocks x branches x steps in the window."""
-        if self.direction is None:
-            return 0
-        branches = 2 if guided and self.direction.branches == "both" else 1
-        return len(self.direction.blocks) * branches * self.steered_steps(total)
+
+@dataclass
+class Ledger:
+    """What the host knows of one row, kept step by step: how often it had to be pushed.
+
+    Attributes:
+        planned: Pushes that the device's counter, with `reused`, must show: blocks x calls in the steps of the window.
+        reused: Of those, the ones that a step cache answered for with an output computed under the same push.
+        steps: Steps inside the window.
+    """
+
+    planned: int = 0
+    reused: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class GenerationRecord:
     Attributes:
         direction, version, sha256, operation: The direction that steered it; None when unsteered.
         policy, strength, reason: What the request resolved to; `reason` says why a clip is unsteered.
-        planned, applied: Pushes by plan and by the device's counter.
+        planned, applied, reused: Pushes by plan, by the device's counter, and those inside an output that a step cache used
+            again; `applied + reused` equals `planned`.
         steps_steered: Denoising steps inside the window.
         displacement: Mean effective displacement of a token per push, `(h' - h)·d`, in the hidden states' scale.
         score: Mean projection before the push, in units of the gap: 0 at the unsafe class's mean, 1 at the safe one's.
@@ -57,6 +68,7 @@ class GenerationRecord:
     strength: float
     planned: int
     applied: int
+    reused: int
     steps_steered: int
     displacement: float | None
     score: float | None
@@ -67,7 +79,7 @@ class GenerationRecord:
 
 
 def records(
-    plans: Sequence[RowPlan], total: int, guided: bool, tally: Sequence[Sequence[float]]
+    plans: Sequence[RowPlan], ledgers: Sequence[Ledger], tally: Sequence[Sequence[float]]
 ) -> list[GenerationRecord]:
     """Compare the device's tally with the plan and write one record a row.
 
@@ -75,18 +87,18 @@ def records(
         tally: Per row: pushes, and the sums over pushes of displacement, score and moved share.
 
     Raises:
-        SteeringNotApplied: a row was pushed more or less often than planned.
+        SteeringNotApplied: a row was pushed more or less often than planned, or a steered one never.
     """
     written = []
-    for number, (plan, (applied, *sums)) in enumerate(zip(plans, tally, strict=True)):
-        planned = plan.applications(total, guided)
-        if applied != planned:
+    for number, (plan, ledger, (applied, *sums)) in enumerate(zip(plans, ledgers, tally, strict=True)):
+        direction = plan.direction
+        if applied + ledger.reused != ledger.planned or (direction is not None and not ledger.planned):
             raise SteeringNotApplied(
-                f"Row {number} was pushed {int(applied)} times where the plan says {planned}: the clip is discarded. Was the "
-                "pipeline compiled, cached or changed after steering was attached? Attach to a freshly loaded pipeline."
+                f"Row {number} was pushed {int(applied)} times where the plan says {ledger.planned - ledger.reused}: the clip "
+                "is discarded. Was the pipeline compiled, cached or changed after steering was attached? Attach to a freshly "
+                "loaded pipeline."
             )
         displacement, score, moved = (s / applied if applied else None for s in sums)
-        direction = plan.direction
         written.append(
             GenerationRecord(
                 direction=direction.name if direction else None,
@@ -95,14 +107,15 @@ def records(
                 operation=direction.operation if direction else None,
                 policy=plan.row.policy,
                 strength=plan.row.strength,
-                planned=planned,
+                planned=ledger.planned,
                 applied=int(applied),
-                steps_steered=plan.steered_steps(total),
+                reused=ledger.reused,
+                steps_steered=ledger.steps,
                 displacement=displacement,
                 score=score,
                 moved=moved,
                 steered=direction is not None,
-                proved=direction is not None and planned > 0,
+                proved=direction is not None,
                 reason=plan.row.reason,
             )
         )

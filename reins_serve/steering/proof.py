@@ -1,31 +1,36 @@
 """The start-up proof: before a replica is ready, its steering is measured on a short clip of noise. No proof, no ready.
 
-Taps inside and outside the steering hook record what enters and leaves it. Four runs of three steps show that
+Taps inside and outside the steering hook record what enters and leaves it. A few runs of a few steps on the smallest clip
+show that
 
 1. an attached pipeline with steering off makes the bare pipeline's latents, bit for bit;
 2. every tapped block is pushed at the steps and branches of the plan and nowhere else, by the amount that the formula
    predicts in float64, and the clip's latents change;
-3. the row beside a steered one stays bit-identical;
+3. the row beside a steered one stays bit-identical, where the pipeline can make two clips in one call;
 4. a changed negative prompt changes only rows that the spec calls unconditional.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from diffusers.hooks import ModelHook
+from PIL import Image
 from torch import Tensor
 
 from reins_serve.errors import SteeringNotApplied
 from reins_serve.models.catalog import CatalogEntry
-from reins_serve.models.spec import Pipeline, spec_of
-from reins_serve.steering.blocks import add_hooks, remove_hooks
-from reins_serve.steering.direction import Direction
+from reins_serve.models.generation import ClipRequest, call_arguments, needs_image
+from reins_serve.models.spec import Pipeline, denoisers_of
+from reins_serve.steering.blocks import VideoHook, add_hooks, remove_hooks
+from reins_serve.steering.calls import BATCHED, UNCOND, Calls
+from reins_serve.steering.direction import Direction, Window
 from reins_serve.steering.middleware import Generation, SteeringMiddleware
 from reins_serve.steering.plan import RowPlan
 from reins_serve.steering.policy import SteeringRow, unsteered
 
 STEPS = 3
+EXPERT_STEPS = 6  # two experts share the steps, and each must make one
 INNER, OUTER = "reins_tap_inner", "reins_tap_outer"
 # Largest deviation from the float64 formula, relative to the largest hidden value: rounding of the output's own dtype.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -51,22 +56,50 @@ class Proof:
     latent_change: float
 
 
+class _Seen(NamedTuple):
+    """One call of a tapped block: the step, its kind, rows a prompt has in it, and the video tokens `[R, S, D]`."""
+
+    step: int
+    kind: str
+    copies: int
+    hidden: Tensor
+
+    def conditional(self, row: int) -> bool:
+        """Whether a row carries the request's prompt."""
+        return self.kind != UNCOND and (self.kind != BATCHED or row >= self.hidden.shape[0] // 2)
+
+    def prompt(self, row: int, prompts: int) -> int:
+        """The number of the prompt that a row belongs to; rows are [branch][prompt][frame]."""
+        return row // self.copies % prompts
+
+
 @dataclass
-class _Tap(ModelHook):
+class _Taps:
+    """What the taps of a run recorded, by block."""
+
+    generation: Generation | None = None
+    calls: dict[int, list[_Seen]] = field(default_factory=dict)
+
+
+class _Tap(VideoHook):
     """Records the video tokens of every call of one block."""
 
-    video: int | None
-    calls: list[Tensor] = field(default_factory=list)
+    def __init__(self, taps: _Taps, calls: Calls, block: int) -> None:
+        super().__init__(calls.spec)
+        self._taps, self._calls, self._block = taps, calls, block
 
     def post_forward(self, module: torch.nn.Module, output: object) -> object:
-        hidden: Tensor = output if self.video is None else output[self.video]  # type: ignore[assignment, index]
-        self.calls.append(hidden.detach().clone())
+        hidden = self.video(output)
+        kind, copies = self._calls.layout(hidden.shape[0])
+        assert self._taps.generation is not None
+        seen = _Seen(self._taps.generation.step, kind, copies, hidden.detach().clone())
+        self._taps.calls.setdefault(self._block, []).append(seen)
         return output
 
 
-def bare_latents(pipeline: Pipeline, entry: CatalogEntry, steps: int = STEPS) -> Tensor:
-    """Latents of the proof's two clips, from a pipeline that steering has not touched yet."""
-    return _run(pipeline, entry, {}, steps)
+def bare_latents(pipeline: Pipeline, entry: CatalogEntry) -> Tensor:
+    """Latents of the proof's clips, from a pipeline that steering has not touched yet."""
+    return _latents(pipeline, entry, {})
 
 
 def prove(
@@ -83,93 +116,113 @@ def prove(
     """
     if not middleware.directions:  # the policy allows it: every clip will be marked as unsteered
         return {}
-    video = spec_of(middleware.denoiser).video
-    blocks = sorted({block for direction in middleware.directions.values() for block in direction.blocks})
-    inner = {block: _Tap(video) for block in blocks}
-    outer = {block: _Tap(video) for block in blocks}
-    add_hooks(middleware.denoiser, inner, INNER)
-    attach_hooks()
-    add_hooks(middleware.denoiser, outer, OUTER)
+    run = _Run(middleware, entry, bare, attach_hooks)
     try:
-        off = [RowPlan(unsteered("proof"), None)] * 2
-        if not torch.equal(_generate(middleware, entry, off, inner, outer), bare):
+        if not torch.equal(run.generate(run.off), bare):
             raise SteeringNotApplied("Steering that is off changes the clip: the hook is not neutral on this model.")
-        before = {block: tap.calls[:] for block, tap in inner.items()}
-        _generate(middleware, entry, off, inner, outer, negative=OTHER_NEGATIVE)
-        _check_branches(middleware, before[blocks[0]], inner[blocks[0]].calls)
-        return {
-            name: _prove_direction(middleware, entry, direction, name, bare, inner, outer)
-            for name, direction in middleware.directions.items()
-        }
+        before = run.inner.calls
+        run.generate(run.off, negative=OTHER_NEGATIVE)
+        _check_branches(run, before)
+        return {name: run.prove(direction, name) for name, direction in middleware.directions.items()}
     finally:
         for name in (OUTER, INNER):
-            remove_hooks(middleware.denoiser, name)
+            remove_hooks(middleware.pipeline, name)
 
 
-def _prove_direction(
-    middleware: SteeringMiddleware,
-    entry: CatalogEntry,
-    direction: Direction,
-    name: str,
-    bare: Tensor,
-    inner: dict[int, "_Tap"],
-    outer: dict[int, "_Tap"],
-) -> Proof:
-    neighbour = RowPlan(unsteered("proof"), None)
-    # A set-point may find the proof's clip safe already, which proves nothing: then it is tried with its target raised.
-    for tried in (direction, *_raised(direction)):
-        plan = RowPlan(SteeringRow(name, direction.serving_strength), tried)
-        generation = Generation(middleware, [plan, neighbour], None, None)
-        latents = _generate(middleware, entry, [plan, neighbour], inner, outer, generation=generation)
-        if not torch.equal(latents[1], bare[1]):
-            raise SteeringNotApplied(
-                "Steering one row of a batch changed another row: this model cannot be batched safely."
-            )
-        error = max(_check_block(middleware, tried, block, inner[block].calls, outer[block].calls) for block in outer)
-        change = (latents[0].float() - bare[0].float()).abs().mean().item()
-        record = generation.record
-        if record.moved:
-            break
-    if not change > 0:
-        raise SteeringNotApplied(
-            f"Pushing along {direction.name} changed nothing in the clip: the hook's block is not in use."
-        )
-    return Proof(direction.name, record.applied, error, record.displacement or 0.0, change)
+class _Run:
+    """The proof of one middleware: its hooks between two rows of taps."""
 
+    def __init__(
+        self, middleware: SteeringMiddleware, entry: CatalogEntry, bare: Tensor, attach_hooks: Callable[[], None]
+    ) -> None:
+        self.middleware, self.entry, self.bare = middleware, entry, bare
+        self.inner, self.outer = _Taps(), _Taps()
+        self.off = [RowPlan(unsteered("proof"), None)] * _prompts(entry)
+        self.blocks = sorted({block for direction in middleware.directions.values() for block in direction.blocks})
+        self._tap(self.inner, INNER)
+        attach_hooks()
+        self._tap(self.outer, OUTER)
 
-def _raised(direction: Direction) -> list[Direction]:
-    """A set-point direction with its targets so high that every token is pushed; nothing for an addition."""
-    if direction.operation != "setpoint":
-        return []
-    raised = tuple(s.model_copy(update={"safe_mean": s.safe_mean + 2 * s.ref_norm}) for s in direction.meta.statistics)
-    return [Direction.create(direction.meta.model_copy(update={"statistics": raised}), direction.vectors)]
+    def _tap(self, taps: _Taps, name: str) -> None:
+        path = self.middleware.path
+        hooks = {block: _Tap(taps, self.middleware.calls[path[block][0]], block) for block in self.blocks}
+        add_hooks(self.middleware.pipeline, hooks, name)
 
+    def generate(self, plans: list[RowPlan], negative: str = "") -> Tensor:
+        """Latents of one run; the taps hold its calls, `record` the first row's record."""
+        generation = Generation(self.middleware, plans)
+        for taps in (self.inner, self.outer):
+            taps.generation, taps.calls = generation, {}
+        with generation as g:
+            latents = _latents(self.middleware.pipeline, self.entry, g.arguments, negative)
+        self.record = g.record
+        return latents
 
-def _check_block(
-    middleware: SteeringMiddleware, direction: Direction, block: int, before: list[Tensor], after: list[Tensor]
-) -> float:
-    """Compare every call of a block with the formula in float64. Returns the largest relative error."""
-    guidance = middleware.state.calls.guidance
-    calls_per_step = len(before) // STEPS
-    worst = 0.0
-    for call, (h, found) in enumerate(zip(before, after, strict=True)):
-        step, place = divmod(call, calls_per_step)
-        for row in range(h.shape[0]):
-            steered = row % 2 == 0 and block in direction.blocks and step in direction.meta.window.steps(STEPS)
-            conditional = place == 0 if guidance == "sequential" else row >= h.shape[0] - 2
-            if not steered or not (conditional or direction.branches == "both"):
-                if not torch.equal(h[row], found[row]):
-                    raise SteeringNotApplied(f"Block {block} was pushed at step {step} outside the plan.")
-                continue
-            wanted = _expected(h[row].double(), direction, direction.blocks.index(block))
-            error = ((found[row].double() - wanted).abs().max() / wanted.abs().max()).item()
-            if not error <= TOLERANCE[h.dtype]:
+    def prove(self, direction: Direction, name: str) -> Proof:
+        """Statements 2 and 3 for one direction."""
+        error, change, moved, record = 0.0, 0.0, 0.0, None
+        unseen = set(direction.blocks)
+        # The direction as it serves comes first. Where that leaves a block unpushed, because a set-point finds the proof's clip
+        # safe already or because an expert has no step in the window, it is tried with a higher target, or a window that is whole.
+        for tried in (direction, *_variants(direction)):
+            if record is not None and not unseen and moved:
+                break
+            if not tried.meta.window.steps(_steps(self.middleware.pipeline)):
+                continue  # a window too narrow for so few steps
+            plans = [RowPlan(SteeringRow(name, direction.serving_strength), tried), *self.off[1:]]
+            latents = self.generate(plans)
+            if not torch.equal(latents[1:], self.bare[1:]):
                 raise SteeringNotApplied(
-                    f"Block {block} at step {step} is {error:.2g} (relative) away from the predicted push: the spec's video "
-                    "tokens or the direction's statistics are wrong for this model."
+                    "Steering one row of a batch changed another row: this model cannot be batched safely."
                 )
-            worst = max(worst, error)
-    return worst
+            for block in self.blocks:
+                pushed, worst = self._check_block(tried, block)
+                unseen -= {block} if pushed else set()
+                error = max(error, worst)
+            record = record or self.record
+            moved = max(moved, self.record.moved or 0.0)
+            change = max(change, (latents[0].float() - self.bare[0].float()).abs().mean().item())
+        if unseen:
+            raise SteeringNotApplied(f"The blocks {sorted(unseen)} of {direction.name} were never called in the proof.")
+        if not change > 0:
+            raise SteeringNotApplied(
+                f"Pushing along {direction.name} changed nothing in the clip: the hook's block is not in use."
+            )
+        assert record is not None
+        return Proof(direction.name, record.applied, error, self.record.displacement or 0.0, change)
+
+    def _check_block(self, direction: Direction, block: int) -> tuple[bool, float]:
+        """Compare every call of a block with the formula in float64: whether it was pushed, and the largest relative error."""
+        pushed, worst, prompts = False, 0.0, len(self.off)
+        window = direction.meta.window.steps(_steps(self.middleware.pipeline))
+        for before, after in zip(self.inner.calls.get(block, []), self.outer.calls.get(block, []), strict=True):
+            for row, (h, found) in enumerate(zip(before.hidden, after.hidden, strict=True)):
+                due = before.prompt(row, prompts) == 0 and block in direction.blocks and before.step in window
+                if not due or not (before.conditional(row) or direction.branches == "both"):
+                    if not torch.equal(h, found):
+                        raise SteeringNotApplied(f"Block {block} was pushed at step {before.step} outside the plan.")
+                    continue
+                wanted = _expected(h.double(), direction, direction.blocks.index(block))
+                error = ((found.double() - wanted).abs().max() / wanted.abs().max()).item()
+                if not error <= TOLERANCE[h.dtype]:
+                    raise SteeringNotApplied(
+                        f"Block {block} at step {before.step} is {error:.2g} (relative) away from the predicted push: the spec's "
+                        "video tokens or the direction's statistics are wrong for this model."
+                    )
+                pushed, worst = True, max(worst, error)
+        return pushed, worst
+
+
+def _variants(direction: Direction) -> list[Direction]:
+    """The direction with targets so high that every token is pushed, and with a window that takes in every step."""
+    changes: list[dict[str, object]] = []
+    if direction.operation == "setpoint":
+        raised = tuple(
+            s.model_copy(update={"safe_mean": s.safe_mean + 2 * s.ref_norm}) for s in direction.meta.statistics
+        )
+        changes.append({"statistics": raised})
+    changes.append((changes[0] if changes else {}) | {"window": Window(start=0, end=1)})
+    return [Direction.create(direction.meta.model_copy(update=change), direction.vectors) for change in changes]
 
 
 def _expected(h: Tensor, direction: Direction, at: int) -> Tensor:
@@ -185,44 +238,47 @@ def _expected(h: Tensor, direction: Direction, at: int) -> Tensor:
     return moved if dim is None else moved * (h.norm(dim=dim, keepdim=True) / moved.norm(dim=dim, keepdim=True))
 
 
-def _check_branches(middleware: SteeringMiddleware, before: list[Tensor], after: list[Tensor]) -> None:
-    """In the first step, a changed negative prompt may change unconditional rows only."""
-    calls = len(before) // STEPS
-    for place, (one, other) in enumerate(zip(before[:calls], after[:calls], strict=True)):
-        for row in range(one.shape[0]):
-            unconditional = place == 1 if middleware.state.calls.guidance == "sequential" else row < one.shape[0] - 2
-            if torch.equal(one[row], other[row]) == unconditional:
+def _check_branches(run: _Run, before: dict[int, list[_Seen]]) -> None:
+    """In the first step, a changed negative prompt must change the unconditional rows, and no other."""
+    first = next(block for block in run.blocks if block in before)
+    for one, other in zip(before[first], run.inner.calls[first], strict=True):
+        if one.step > 0:
+            return
+        for row, (was, became) in enumerate(zip(one.hidden, other.hidden, strict=True)):
+            if torch.equal(was, became) != one.conditional(row):
                 raise SteeringNotApplied(
                     "The spec's guidance layout is wrong: a negative prompt changed other rows than it says."
                 )
 
 
-def _generate(
-    middleware: SteeringMiddleware,
-    entry: CatalogEntry,
-    plans: Sequence[RowPlan],
-    *taps: dict[int, "_Tap"],
-    negative: str = "",
-    generation: Generation | None = None,
-) -> Tensor:
-    for tap in (tap for group in taps for tap in group.values()):
-        tap.calls.clear()
-    with generation or Generation(middleware, list(plans), None, None) as g:
-        return _run(middleware.pipeline, entry, g.arguments, STEPS, negative)
+def _prompts(entry: CatalogEntry) -> int:
+    return 1 if entry.max_batch == 1 else 2
 
 
-def _run(pipeline: Pipeline, entry: CatalogEntry, arguments: dict, steps: int, negative: str = "") -> Tensor:
-    output = pipeline(
-        prompt=["a clip", "another clip"],
-        negative_prompt=[negative] * 2,
-        width=entry.width,
-        height=entry.height,
-        num_frames=entry.num_frames + entry.pipeline_frames_offset,
-        num_inference_steps=steps,
-        guidance_scale=entry.guidance_scale,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in range(2)],
-        output_type="latent",
-        **entry.arguments,
-        **arguments,
-    )
+def _steps(pipeline: Pipeline) -> int:
+    return STEPS if len(denoisers_of(pipeline)) == 1 else EXPERT_STEPS
+
+
+def _gradient(width: int, height: int) -> Image.Image:
+    """The proof's first frame."""
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
+
+
+def _latents(pipeline: Pipeline, entry: CatalogEntry, arguments: dict, negative: str = "") -> Tensor:
+    width, height, frames = entry.smallest
+    requests = [
+        ClipRequest(
+            prompt=prompt,
+            seed=seed,
+            width=width,
+            height=height,
+            num_frames=frames,
+            num_inference_steps=_steps(pipeline),
+            guidance_scale=entry.guidance_scale,
+            negative_prompt=negative,
+            image=_gradient(width, height) if needs_image(pipeline, entry) else None,
+        )
+        for seed, prompt in enumerate(("a clip", "another clip")[: _prompts(entry)])
+    ]
+    output = pipeline(**call_arguments(pipeline, entry, requests, output_type="latent"), **arguments)
     return output.frames.detach().cpu()

@@ -150,7 +150,7 @@ def test_psnr_of_equal_clips_is_capped_and_of_a_known_error_right() -> None:
 
 def test_a_random_control_moves_tokens_as_far_as_it_is_told() -> None:
     pipeline = tiny.pipeline()
-    live = tiny.direction(pipeline.transformer, operation="setpoint", branches="cond")
+    live = tiny.direction(pipeline, operation="setpoint", branches="cond")
     control = random_control(live, 1, displacement=0.37)
     steering = attach(pipeline, model="tiny", directions={"live": live, "control": control})
     with steering.generation(rows=[SteeringRow("control", control.serving_strength)]) as g:
@@ -162,7 +162,7 @@ def test_a_random_control_moves_tokens_as_far_as_it_is_told() -> None:
 
 def test_successive_halving_keeps_the_cheapest_and_prefers_the_smaller_push_among_equals() -> None:
     pipeline = tiny.pipeline()
-    steering = attach(pipeline, model="tiny", directions={"live": tiny.direction(pipeline.transformer)})
+    steering = attach(pipeline, model="tiny", directions={"live": tiny.direction(pipeline)})
     clips = [request(tiny.ENTRY, "a clip", seed) for seed in range(4)]
     nothing = np.zeros(4, bool)
 

@@ -33,8 +33,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelConfig
     folder = tmp_path_factory.mktemp("tiny")
     pipeline = tiny.pipeline()
     pipeline.save_pretrained(folder / "model")
-    tiny.direction(pipeline.transformer).save(folder / "live.safetensors")
-    tiny.direction(pipeline.transformer, seed=1, name="other").save(folder / "other.safetensors")
+    tiny.direction(pipeline).save(folder / "live.safetensors")
+    tiny.direction(pipeline, seed=1, name="other").save(folder / "other.safetensors")
     before = catalog.get("tiny")
     catalog.register(dataclasses.replace(before, source=folder / "model"))
     yield ModelConfig.model_validate(

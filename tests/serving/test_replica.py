@@ -33,7 +33,7 @@ def test_a_replica_is_proved_when_it_is_made(replica: VideoReplica) -> None:
 
 
 def test_a_detached_hook_fails_the_job(client: TestClient, replica: VideoReplica, tmp_path: Path) -> None:
-    remove_hooks(replica._steering.denoiser, HOOK_NAME)
+    remove_hooks(replica._steering.pipeline, HOOK_NAME)
     _fails(client, tmp_path, "steering_not_applied")
     assert metric(client, 'reins_steering_failures_total{model="tiny",reason="steering_not_applied"}') == 1
     assert metric(client, 'reins_generations_total{model="tiny",outcome="failed"}') == 1
@@ -90,7 +90,7 @@ def test_other_failures_have_their_code_and_tell_no_details(
 
 
 def test_a_replica_that_cannot_prove_its_batches_asks_to_be_replaced(client: TestClient, replica: VideoReplica) -> None:
-    remove_hooks(replica._steering.denoiser, HOOK_NAME)
+    remove_hooks(replica._steering.pipeline, HOOK_NAME)
     for _ in range(UNPROVED_LIMIT):
         replica.check_health()
         finished(client, create(client))
@@ -100,7 +100,7 @@ def test_a_replica_that_cannot_prove_its_batches_asks_to_be_replaced(client: Tes
 
 def test_no_replica_without_its_own_direction(tiny_model: ModelConfig, tmp_path: Path) -> None:
     stranger = tiny.pipeline(seed=5)
-    tiny.direction(stranger.transformer).save(tmp_path / "stranger.safetensors")
+    tiny.direction(stranger).save(tmp_path / "stranger.safetensors")
     with pytest.raises(DirectionError):
         VideoReplica(tiny_model.model_copy(update={"directions": {"live": str(tmp_path / "stranger.safetensors")}}))
 

@@ -12,7 +12,7 @@ from tests import tiny
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Direction files `add`, `setpoint` (conditional branch), `token` (two blocks) and `channel` for `tiny.pipeline()`."""
-    denoiser = tiny.pipeline().transformer
+    made = tiny.pipeline()
     kinds: dict[str, dict[str, object]] = {
         "add": {},
         "setpoint": {"operation": "setpoint", "branches": "cond", "blocks": (2,)},
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
         "channel": {"norm": "channel", "blocks": (0,), "branches": "cond"},
     }
     for seed, (name, changes) in enumerate(kinds.items()):
-        tiny.direction(denoiser, seed, name=name, **changes).save(tmp_path / f"{name}.safetensors")
+        tiny.direction(made, seed, name=name, **changes).save(tmp_path / f"{name}.safetensors")
     return tmp_path
 
 

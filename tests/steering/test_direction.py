@@ -15,8 +15,8 @@ from reins_serve.plugin import attach
 from reins_serve.steering.direction import METADATA_KEY, Direction, Window
 from tests import tiny
 
-DENOISER = tiny.pipeline().transformer
-GOOD = tiny.direction(DENOISER)
+PIPELINE = tiny.pipeline()
+GOOD = tiny.direction(PIPELINE)
 
 
 def refused(data: bytes) -> str:
@@ -152,6 +152,6 @@ def test_a_direction_of_another_shape_is_refused(tmp_path: Path, field: str, val
 def test_the_fingerprint_is_that_of_the_checkpoint_not_of_its_dtype() -> None:
     from reins_serve.models.fingerprint import fingerprint
 
-    half = tiny.pipeline().transformer.to(torch.bfloat16)
-    assert fingerprint(half) == fingerprint(DENOISER)
-    assert fingerprint(tiny.pipeline(seed=1).transformer) != fingerprint(DENOISER)
+    half = tiny.pipeline().to(torch.bfloat16)
+    assert fingerprint(half) == fingerprint(PIPELINE)
+    assert fingerprint(tiny.pipeline(seed=1)) != fingerprint(PIPELINE)

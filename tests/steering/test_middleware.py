@@ -13,8 +13,8 @@ from diffusers.hooks import HookRegistry
 from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotApplied, SteeringUnavailable
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import SteeringMiddleware
-from reins_serve.steering import plan as plan_module
 from reins_serve.steering.hook import HOOK_NAME
+from reins_serve.steering.middleware import Generation
 from reins_serve.steering.policy import SteeringRow, unsteered
 from tests import tiny
 
@@ -152,13 +152,13 @@ class TestSafetyRemoved:
 
     def test_hook_detached(self, steer: Steer) -> None:
         steering = steer()
-        HookRegistry.check_if_exists_or_initialize(steering.denoiser.blocks[1]).remove_hook(HOOK_NAME)
+        HookRegistry.check_if_exists_or_initialize(steering.pipeline.transformer.blocks[1]).remove_hook(HOOK_NAME)
         with pytest.raises(SteeringNotApplied, match="0 times where the plan says 4"):
             run(steering, [live()])
 
     def test_forward_called_past_the_hook(self, steer: Steer) -> None:
         steering = steer()
-        block = steering.denoiser.blocks[1]
+        block = steering.pipeline.transformer.blocks[1]
         block.forward = lambda *a, **k: type(block).forward(block, *a, **k)
         with pytest.raises(SteeringNotApplied):
             run(steering, [live()])
@@ -176,9 +176,8 @@ class TestSafetyRemoved:
             generate(steering.pipeline, tiny.ENTRY, CLIPS[:1], g.arguments)
 
     def test_window_too_long(self, steer: Steer, monkeypatch: pytest.MonkeyPatch) -> None:
-        steering = steer()
-        monkeypatch.setattr(plan_module.RowPlan, "steered_steps", lambda self, total: 2)
-        monkeypatch.setattr(plan_module.RowPlan, "steered_at", lambda self, step, total: True)
+        steering, prepare = steer(), Generation._prepare
+        monkeypatch.setattr(Generation, "_prepare", lambda self, step: prepare(self, 0))  # never closes
         with pytest.raises(SteeringNotApplied, match="8 times where the plan says 4"):
             run(steering, [live()])
 

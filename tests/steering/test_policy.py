@@ -13,8 +13,8 @@ from reins_serve.steering.policy import (
 )
 from tests import tiny
 
-DENOISER = tiny.pipeline().transformer
-LIVE = {"live": tiny.direction(DENOISER), "other": tiny.direction(DENOISER, 1)}  # serving 0.5, max 2.0
+PIPELINE = tiny.pipeline()
+LIVE = {"live": tiny.direction(PIPELINE), "other": tiny.direction(PIPELINE, 1)}  # serving 0.5, max 2.0
 POLICY = SteeringPolicy(
     floor=0.4, policies={"strict": NamedPolicy(strength=2.0), "probe": NamedPolicy(direction="other", admin_only=True)}
 )
@@ -81,7 +81,7 @@ def test_a_policy_that_its_directions_cannot_carry_out_is_refused(policy: Steeri
 
 
 def test_a_control_direction_is_never_live_nor_offered_to_everyone() -> None:
-    control = tiny.direction(DENOISER, role="control")
+    control = tiny.direction(PIPELINE, role="control")
     with pytest.raises(PolicyError, match="control"):
         check_policy(SteeringPolicy(), {"live": control})
     with pytest.raises(PolicyError, match="admin_only"):

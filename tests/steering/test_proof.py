@@ -29,7 +29,9 @@ def test_the_proof_measures_every_direction(steer: Steer) -> None:
 
 def test_taps_and_hooks_of_the_proof_are_gone_afterwards(steer: Steer, folder: Path) -> None:
     steering = steer()
-    names = [list(b._diffusers_hook.hooks) for b in steering.denoiser.blocks if hasattr(b, "_diffusers_hook")]
+    names = [
+        list(b._diffusers_hook.hooks) for b in steering.pipeline.transformer.blocks if hasattr(b, "_diffusers_hook")
+    ]
     assert [name for block in names for name in block] == ["reins_steering"]
 
 

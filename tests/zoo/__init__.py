@@ -1,0 +1,1 @@
+"""Tiny pipelines with random weights, one or more for every denoiser class that steering knows."""
