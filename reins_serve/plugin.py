@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reins_serve.models import catalog
-from reins_serve.models.spec import Pipeline
+from reins_serve.models.spec import Pipeline, path_of
 from reins_serve.steering.blocks import remove_hooks
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import HOOK_NAME
@@ -65,6 +65,7 @@ def attach(
     """
     entry = catalog.get(model)
     named = load_directions(directions)
+    path_of(pipeline)  # refuses what cannot be steered, before anything is run
     bare = bare_latents(pipeline, entry)
     try:
         middleware = SteeringMiddleware(pipeline, model, named, policy or SteeringPolicy())

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import field
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
@@ -27,7 +26,7 @@ from reins_serve.embedded import MODEL_DIR
 from reins_serve.errors import ReinsError, UnsupportedRequest
 
 CHECKPOINTS = Path(__file__).with_name("checkpoints.yaml")
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+PROOF_SIDE = 256  # pixels; large enough for every size rule, small enough for a proof in seconds
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -43,6 +42,7 @@ class CatalogEntry:
         size_multiple: Both sides must be multiples of this, at least `min_side` and at most `max_side`.
         num_frames, max_frames: Default and largest length; lengths are multiples of `frame_multiple` plus `frame_offset`.
         min_frames: Least length; None: the smallest that the rule allows.
+        fixed_size: The pipeline refuses any size but the default.
         num_inference_steps, max_steps, guidance_scale, max_guidance: Defaults and bounds of sampling.
         revision: Commit of a repository, as `reins-serve models pin` resolved it; None for a folder, or before that.
         denoiser, num_blocks, hidden_width, experts: Transformer class, blocks on the video path of one denoiser, width of the
@@ -52,7 +52,9 @@ class CatalogEntry:
         names: The pipeline's own name of a request's field, where it differs from the usual ones.
         pipeline_frames_offset: What to add to the number of frames in the pipeline's own argument.
         optional_image: The pipeline takes an image, and does without one too.
-        max_batch: Most clips that one pipeline call can make; None: as many as memory allows.
+        max_batch: Most clips that one pipeline call can make, or can make so that none depends on the others; None: as many as
+            memory allows.
+        vae: What decoding needs: `slicing` (clip by clip), `tiling`.
         dtype: Floating type that the card recommends.
         weight_bytes: Size of all weights in that type; `gpu_memory_gib`: what the default clip needs without offload.
         licence, commercial_use: The licence's name, and whether it lets one sell the use: `yes`, `restricted`, `no`.
@@ -75,6 +77,7 @@ class CatalogEntry:
     guidance_scale: float
     frame_offset: int = 1
     min_frames: int | None = None
+    fixed_size: bool = False
     max_steps: int = 100
     max_guidance: float = 20.0
     revision: str | None = None
@@ -83,11 +86,12 @@ class CatalogEntry:
     hidden_width: int | None = None
     experts: int = 1
     flow_shift: float | None = None
-    arguments: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
-    names: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
     pipeline_frames_offset: int = 0
     optional_image: bool = False
     max_batch: int | None = None
+    vae: tuple[Literal["slicing", "tiling"], ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     weight_bytes: int | None = None
     gpu_memory_gib: float | None = None
@@ -109,15 +113,29 @@ class CatalogEntry:
 
     @property
     def smallest(self) -> tuple[int, int, int]:
-        """Width, height and frames of the smallest clip: what the start-up proof makes."""
-        side = -(-self.min_side // self.size_multiple) * self.size_multiple
-        return side, side, self.min_frames or self.frame_multiple + self.frame_offset
+        """Width, height and frames of a small clip: what the start-up proof makes. It need not look like anything."""
+        side = -(-min(self.min_side, PROOF_SIDE) // self.size_multiple) * self.size_multiple
+        width, height = (self.width, self.height) if self.fixed_size else (side, side)
+        return width, height, self.min_frames or self.frame_multiple + self.frame_offset
+
+    @property
+    def larger(self) -> tuple[int, int, int] | None:
+        """The next larger clip than the smallest: wider, or else longer; None for a model that makes only one shape."""
+        width, height, frames = self.smallest
+        if not self.fixed_size and width + self.size_multiple <= self.max_side:
+            return width + self.size_multiple, height, frames
+        longer = frames + self.frame_multiple
+        return (width, height, longer) if longer <= self.max_frames else None
 
     def check(
         self, *, width: int, height: int, num_frames: int, num_inference_steps: int, guidance_scale: float
     ) -> None:
         """Raise UnsupportedRequest, naming the nearest possible value, for a clip that the model cannot make."""
         near = tuple(self._nearest_side(side) for side in (width, height))
+        if self.fixed_size and (width, height) != (self.width, self.height):
+            raise UnsupportedRequest(
+                f"{self.name} makes clips of {self.width}x{self.height} only.", code="unsupported_size", param="size"
+            )
         if near != (width, height):
             raise UnsupportedRequest(
                 f"{self.name} makes sizes whose sides are multiples of {self.size_multiple} from {self.min_side} to "
@@ -169,7 +187,8 @@ EMBEDDED = CatalogEntry(
     max_side=32,
     num_frames=8,
     max_frames=8,
-    frame_multiple=1,
+    frame_multiple=2,  # a patch takes in two frames
+    frame_offset=0,
     num_inference_steps=10,
     guidance_scale=4.0,
     denoiser="WanTransformer3DModel",

@@ -4,6 +4,7 @@ One request type serves every pipeline. Which of its fields a pipeline takes, an
 signature of its call: `SYNONYMS` holds the names that diffusers uses, a catalogue entry's `names` the exceptions.
 """
 
+import hashlib
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from reins_serve.models.spec import Pipeline
 
 # Names under which pipelines take a field of a request, in the order in which they are looked for.
 SYNONYMS = {"num_frames": ("num_frames", "frames", "video_length")}
+# Pipelines that take an image for each prompt of a batch; the others take one for all of them.
+IMAGE_PER_PROMPT = ("CogVideoXImageToVideoPipeline", "Cosmos2VideoToWorldPipeline", "LTXImageToVideoPipeline")
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class ClipRequest:
 
     @property
     def batch_key(self) -> Hashable:
-        """Requests with equal keys may share one pipeline call."""
-        shape = (self.width, self.height, self.num_frames, self.num_inference_steps, self.guidance_scale)
-        return (*shape, self.image is None)
+        """Requests with equal keys may share one pipeline call; an image is shared, because most pipelines take only one."""
+        image = hashlib.sha256(self.image.tobytes()).digest() if self.image is not None else None
+        return (self.width, self.height, self.num_frames, self.num_inference_steps, self.guidance_scale, image)
 
 
 def request(entry: CatalogEntry, prompt: str, seed: int, **overrides: object) -> ClipRequest:
@@ -84,7 +87,8 @@ def call_arguments(
         "output_type": output_type,
     }
     if first.image is not None:
-        wanted["image"] = [r.image for r in requests]
+        per_prompt = type(pipeline).__name__ in IMAGE_PER_PROMPT
+        wanted["image"] = [r.image for r in requests] if per_prompt else first.image
     arguments: dict[str, Any] = {}
     for field, value in wanted.items():
         names = (entry.names[field],) if field in entry.names else SYNONYMS.get(field, (field,))

@@ -16,6 +16,7 @@ element, width or guidance layout fails the start-up proof. Everything else is d
 denoiser (`transformer_2`), a guider, a step callback, the names of the call's arguments.
 """
 
+import math
 from collections.abc import MutableMapping
 from typing import Any, Literal, TypeAlias
 
@@ -24,13 +25,16 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from reins_serve.errors import ReinsError
-from reins_serve.models.others import OTHERS
+from reins_serve.models.others import OTHERS, Refused
 
 # A loaded diffusers pipeline. Its components are attributes that the base class does not declare.
 Pipeline: TypeAlias = Any
 Denoiser: TypeAlias = Any  # its transformer, likewise
 Guidance = Literal["batched", "sequential", "ordered"]
 DENOISERS = ("transformer", "transformer_2")
+REFUSED_PIPELINES = {
+    "HeliosPyramidPipeline": "its steps begin again at 0 in each stage of each chunk, so there is no first half of denoising",
+}
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -97,22 +101,32 @@ def spec_of(denoiser: torch.nn.Module) -> DenoiserSpec:
     name = type(denoiser).__name__
     if name in SPECS:
         return SPECS[name]
-    known = OTHERS.get(name)
+    other = OTHERS.get(name)
+    if isinstance(other, Refused):
+        raise ReinsError(f"{name} cannot be steered: {other}")
     raise ReinsError(
         f"{name} has no entry in SPECS, so steering cannot tell where its video tokens are. "
-        + (f"What is known of it: {known} " if known else "")
+        + (f"What is known of it: {other} " if other else "")
         + f"Add `reins_serve.models.spec.SPECS[{name!r}] = DenoiserSpec(blocks=(...), guidance=...)` or `spec:` in the "
         f"deployment's YAML, then run `reins-serve models check`. Known: {', '.join(sorted(SPECS))}."
     )
 
 
 def denoisers_of(pipeline: Pipeline) -> dict[str, Denoiser]:
-    """A pipeline's denoisers by attribute: one, or two experts that share the steps. Raises ReinsError where there is none."""
+    """A pipeline's denoisers by attribute: one, or two experts that share the steps.
+
+    Raises:
+        ReinsError: it has none, or is of a class that cannot be steered whatever its denoiser.
+    """
+    refused = REFUSED_PIPELINES.get(type(pipeline).__name__)
+    if refused:
+        raise ReinsError(f"{type(pipeline).__name__} cannot be steered: {refused}.")
     found = {name: getattr(pipeline, name, None) for name in DENOISERS}
     present = {name: denoiser for name, denoiser in found.items() if denoiser is not None}
     if not present:
+        unet = OTHERS.get(type(getattr(pipeline, "unet", None)).__name__, "")
         raise ReinsError(
-            f"{type(pipeline).__name__} has no video transformer ({' or '.join(DENOISERS)}): it cannot be steered."
+            f"{type(pipeline).__name__} has no video transformer ({' or '.join(DENOISERS)}): it cannot be steered. {unet}".strip()
         )
     return present
 
@@ -149,5 +163,12 @@ def width_of(pipeline: Pipeline) -> int:
 
 
 def _width(denoiser: Denoiser) -> int:
-    config, field = denoiser.config, spec_of(denoiser).width
-    return int(config[field]) if field else int(config["num_attention_heads"] * config["attention_head_dim"])
+    field = spec_of(denoiser).width
+    fields = (field,) if field else ("num_attention_heads", "attention_head_dim")
+    missing = [name for name in fields if name not in denoiser.config]
+    if missing:
+        raise ReinsError(
+            f"The configuration of {type(denoiser).__name__} has no {' and no '.join(missing)}: name the field that holds the "
+            "width of its video tokens as `width` in its entry in SPECS."
+        )
+    return math.prod(int(denoiser.config[name]) for name in fields)

@@ -10,7 +10,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reins_serve.errors import DirectionError
+from reins_serve.errors import DirectionError, ReinsError
+from reins_serve.models import catalog
+from reins_serve.models.catalog import CatalogEntry
+from reins_serve.models.options import LoadingOptions
+from reins_serve.models.spec import SPECS, DenoiserSpec
 from reins_serve.steering.policy import LIVE, SteeringPolicy
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -30,7 +34,10 @@ class ModelConfig(_Strict):
         directions: Direction files by the name that policies use; `live` is what every request gets by default. A relative
             path is looked up in the working directory, then beside the installed package (see `find_file`).
         policy: What a request may ask for, and the operator's floor.
-        device, dtype: Where the weights lie, and their floating type.
+        entry: A catalogue entry of your own, of the same name, for a checkpoint that the catalogue does not have.
+        specs: Entries of SPECS, by class name, for denoisers that steering does not know.
+        task: What it makes, one of its entry's tasks; None: the first.
+        loading: How its checkpoint is loaded and accelerated.
         torch_threads: Threads of one replica's arithmetic on the CPU; None leaves torch's own choice.
         num_cpus, num_gpus: What Ray reserves for one replica.
         max_batch_size: Most requests of equal shape, steps and guidance that share one pipeline call.
@@ -42,8 +49,10 @@ class ModelConfig(_Strict):
     name: str
     directions: dict[str, str]
     policy: SteeringPolicy = SteeringPolicy()
-    device: str = "cpu"
-    dtype: str = "float32"
+    entry: CatalogEntry | None = None
+    specs: dict[str, DenoiserSpec] = Field(default_factory=dict)
+    task: str | None = None
+    loading: LoadingOptions = LoadingOptions()
     torch_threads: int | None = Field(None, ge=1)
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1, ge=0)
@@ -61,6 +70,39 @@ class ModelConfig(_Strict):
                 "clips that are marked as unsteered"
             )
         return self
+
+    @model_validator(mode="after")
+    def _own_entry(self) -> "ModelConfig":
+        if self.entry is not None and self.entry.name != self.name:
+            raise ValueError(f"model {self.name}: its entry is named {self.entry.name}; give both the same name")
+        return self
+
+    def catalog_entry(self) -> CatalogEntry:
+        """The model's catalogue entry. Makes its own entry and specs known in this process first.
+
+        Raises:
+            ReinsError: the catalogue has no such model (`model_not_found`), the model does not do the task, or it cannot make
+                as many clips in one call as `max_batch_size` says.
+        """
+        SPECS.update(self.specs)
+        if self.entry is not None:
+            catalog.register(self.entry)
+        entry = catalog.get(self.name)
+        task = self.task or entry.tasks[0]
+        if task not in entry.tasks:
+            raise ReinsError(f"{self.name} does not do {task}; its tasks are: {', '.join(entry.tasks)}.", param="task")
+        if task != "text-to-video":
+            raise ReinsError(
+                f"{self.name} is configured for {task}, and the HTTP API takes no image yet; use it through "
+                "`reins_serve.attach` and `models.generation`, or choose the task text-to-video.",
+                param="task",
+            )
+        if entry.max_batch is not None and self.max_batch_size > entry.max_batch:
+            raise ReinsError(
+                f"{self.name} makes at most {entry.max_batch} clips in one call; lower max_batch_size from {self.max_batch_size}.",
+                param="max_batch_size",
+            )
+        return entry
 
     @property
     def max_in_flight(self) -> int:

@@ -1,4 +1,4 @@
-"""The deployment that holds one model: it loads, attaches and proves before it is ready, then generates in batches in a thread.
+"""The deployment that holds one model: it loads, proves and confirms, then generates in batches in a thread.
 
 Serve sends requests to a replica only once its constructor has returned, and this one returns only once the start-up proof
 has passed; Serve runs it outside the actor's own event loop, so a long load blocks no health check. Clips go back through the
@@ -19,13 +19,15 @@ import torch
 
 from reins_serve import plugin
 from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotApplied
-from reins_serve.models import catalog, loading, video
+from reins_serve.models import loading, video
+from reins_serve.models.acceleration import accelerate
 from reins_serve.models.generation import ClipRequest, generate
 from reins_serve.plugin import GenerationRecord, SteeringRow
 from reins_serve.serving.batching import Batch, Batcher, Ticket
 from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.inner_metrics import InnerMetrics
 from reins_serve.serving.messages import Clip, Failure, Message, Progress, Started
+from reins_serve.steering.confirm import confirm
 
 UNPROVED_LIMIT = 3
 PROGRESS_INTERVAL_S = 0.2
@@ -54,18 +56,21 @@ class VideoReplica:
     """One loaded, steered model.
 
     Raises (from the constructor, so that the replica never becomes ready):
-        ReinsError: the checkpoint cannot be loaded, a direction does not belong to it, or the start-up proof failed.
+        ReinsError: the checkpoint cannot be loaded or accelerated as configured, a direction does not belong to it, or the
+            start-up proof failed, with or without acceleration.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         began = time.perf_counter()
         if config.torch_threads is not None:
             torch.set_num_threads(config.torch_threads)
-        self._entry = catalog.get(config.name)
-        self._pipeline = loading.load(self._entry, config.device, config.dtype)
+        self._entry = config.catalog_entry()
+        self._pipeline = loading.load(self._entry, config.loading, task=config.task)
         self._steering = plugin.attach(
             self._pipeline, model=config.name, directions=config.directions, policy=config.policy
         )
+        accelerate(self._pipeline, config.loading)
+        confirm(self._steering, self._entry)
         self._unproved = 0
         self._metrics = InnerMetrics(config.name)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="reins-encoder")

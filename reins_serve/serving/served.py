@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reins_serve.models import catalog
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.plugin import load_directions
 from reins_serve.serving.config import ModelConfig
@@ -28,7 +27,7 @@ def serve_model(config: ModelConfig) -> ServedModel:
         DirectionError: a direction file is missing, malformed, or made for another model.
         PolicyError, SteeringUnavailable: the policy cannot be carried out with these directions.
     """
-    entry = catalog.get(config.name)
+    entry = config.catalog_entry()
     directions = load_directions(config.directions)
     check_policy(config.policy, directions)
     return ServedModel(config, entry, directions)

@@ -10,6 +10,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
+from reins_serve.errors import SteeringNotApplied
 from reins_serve.models.spec import DenoiserSpec, Pipeline, denoisers_of, path_of
 
 
@@ -34,8 +35,17 @@ class VideoHook(ModelHook):
         return args, kwargs
 
     def video(self, output: object) -> Tensor:
-        """The video tokens in a block's output; history tokens before them are left out."""
-        hidden: Tensor = output if self.spec.video is None else output[self.spec.video]  # type: ignore[assignment, index]
+        """The video tokens in a block's output; history tokens before them are left out.
+
+        Raises:
+            SteeringNotApplied: the spec's element of the output is no `[R, S, D]` tensor.
+        """
+        hidden = output if self.spec.video is None else output[self.spec.video]  # type: ignore[index]
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+            raise SteeringNotApplied(
+                f"A block returns {_shape(output)}, and `video: {self.spec.video}` of its spec is no tensor of rows, tokens and "
+                "channels in it: correct the entry in SPECS."
+            )
         return hidden if self._tail is None else hidden[:, -self._tail :]
 
     def replaced(self, output: object, video: Tensor) -> object:
@@ -47,6 +57,16 @@ class VideoHook(ModelHook):
         if place is None:
             return video
         return (*output[:place], video, *output[place + 1 :])  # type: ignore[index]
+
+
+def _shape(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of {output.ndim} axes"
+    return (
+        f"a {type(output).__name__} of {[_shape(part) for part in output]}"
+        if isinstance(output, tuple)
+        else "no tensor"
+    )
 
 
 def add_hooks(pipeline: Pipeline, hooks: Mapping[int, ModelHook], name: str) -> None:

@@ -47,18 +47,24 @@ class Calls:
         self.names: list[str] = []
         self._pipeline = pipeline
         self._kind: str | None = None
+        self._guided: bool | None = None
         self._count = 0
 
     @property
     def guided(self) -> bool:
-        """Whether the pipeline's call that is running uses classifier-free guidance: its own word, or else its scale."""
-        own = getattr(self._pipeline, "do_classifier_free_guidance", None)
-        return bool(getattr(self._pipeline, "guidance_scale", 1) > 1 if own is None else own)
+        """Whether the pipeline's call that is running uses classifier-free guidance: its own word, or else its scale.
+
+        Read once a generation, in its first step: some pipelines change their scale from step to step, but not their rows.
+        """
+        if self._guided is None:
+            own = getattr(self._pipeline, "do_classifier_free_guidance", None)
+            self._guided = bool(getattr(self._pipeline, "guidance_scale", 1) > 1 if own is None else own)
+        return self._guided
 
     def begin(self, prompts: int | None = None) -> None:
         """A step begins; with `prompts`, a generation."""
         if prompts is not None:
-            self.prompts = prompts
+            self.prompts, self._guided = prompts, None
         self.names, self._count = [], 0
 
     def enter(self, name: str | None) -> None:

@@ -49,6 +49,11 @@ class StepClock:
             )
 
     @property
+    def step(self) -> int:
+        """The step that is running, from 0; after the last one of a chunk, the first of the next."""
+        return 0 if self.finished else self.done
+
+    @property
     def finished(self) -> bool:
         """Whether every step of the last chunk has ended."""
         return self.total is not None and self.done == self.total
@@ -76,7 +81,8 @@ class StepClock:
         type(self._guider).set_state(self._guider, step, num_inference_steps, timestep)
 
     def _step_end(self, pipeline: Pipeline, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(timestep, torch.Tensor) and timestep.numel() > 1 and timestep.unique().numel() > 1:
+        per_frame = isinstance(timestep, torch.Tensor) and timestep.numel() > 1
+        if per_frame and pipeline.num_timesteps != pipeline.scheduler.num_inference_steps:
             raise SteeringNotApplied(
                 "The frames of this call are at different noise levels in one step (asynchronous diffusion forcing), so it has "
                 "no first half of denoising. Call the pipeline with ar_step=0."

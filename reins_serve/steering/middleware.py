@@ -170,7 +170,7 @@ class Generation:
     @property
     def step(self) -> int:
         """The denoising step that is running, from 0."""
-        return self._clock.done
+        return self._clock.step
 
     def __enter__(self) -> "Generation":
         middleware = self._middleware

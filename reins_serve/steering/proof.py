@@ -7,7 +7,9 @@ show that
 2. every tapped block is pushed at the steps and branches of the plan and nowhere else, by the amount that the formula
    predicts in float64, and the clip's latents change;
 3. the row beside a steered one stays bit-identical, where the pipeline can make two clips in one call;
-4. a changed negative prompt changes only rows that the spec calls unconditional.
+4. a changed negative prompt changes only rows that the spec calls unconditional;
+5. a larger clip has more of the tokens that the spec calls the video's (text or audio tokens would not grow so), where the
+   model makes clips of more than one shape.
 """
 
 from collections.abc import Callable
@@ -99,7 +101,7 @@ class _Tap(VideoHook):
 
 def bare_latents(pipeline: Pipeline, entry: CatalogEntry) -> Tensor:
     """Latents of the proof's clips, from a pipeline that steering has not touched yet."""
-    return _latents(pipeline, entry, {})
+    return clip_latents(pipeline, entry, {})
 
 
 def prove(
@@ -123,6 +125,9 @@ def prove(
         before = run.inner.calls
         run.generate(run.off, negative=OTHER_NEGATIVE)
         _check_branches(run, before)
+        if entry.larger is not None:
+            run.generate(run.off, shape=entry.larger)
+            _check_growth(run, before)
         return {name: run.prove(direction, name) for name, direction in middleware.directions.items()}
     finally:
         for name in (OUTER, INNER):
@@ -137,7 +142,7 @@ class _Run:
     ) -> None:
         self.middleware, self.entry, self.bare = middleware, entry, bare
         self.inner, self.outer = _Taps(), _Taps()
-        self.off = [RowPlan(unsteered("proof"), None)] * _prompts(entry)
+        self.off = [RowPlan(unsteered("proof"), None)] * prompts_of(entry)
         self.blocks = sorted({block for direction in middleware.directions.values() for block in direction.blocks})
         self._tap(self.inner, INNER)
         attach_hooks()
@@ -148,13 +153,13 @@ class _Run:
         hooks = {block: _Tap(taps, self.middleware.calls[path[block][0]], block) for block in self.blocks}
         add_hooks(self.middleware.pipeline, hooks, name)
 
-    def generate(self, plans: list[RowPlan], negative: str = "") -> Tensor:
+    def generate(self, plans: list[RowPlan], negative: str = "", shape: tuple[int, int, int] | None = None) -> Tensor:
         """Latents of one run; the taps hold its calls, `record` the first row's record."""
         generation = Generation(self.middleware, plans)
         for taps in (self.inner, self.outer):
             taps.generation, taps.calls = generation, {}
         with generation as g:
-            latents = _latents(self.middleware.pipeline, self.entry, g.arguments, negative)
+            latents = clip_latents(self.middleware.pipeline, self.entry, g.arguments, negative, shape)
         self.record = g.record
         return latents
 
@@ -164,10 +169,10 @@ class _Run:
         unseen = set(direction.blocks)
         # The direction as it serves comes first. Where that leaves a block unpushed, because a set-point finds the proof's clip
         # safe already or because an expert has no step in the window, it is tried with a higher target, or a window that is whole.
-        for tried in (direction, *_variants(direction)):
+        for tried in (direction, *variants(direction)):
             if record is not None and not unseen and moved:
                 break
-            if not tried.meta.window.steps(_steps(self.middleware.pipeline)):
+            if not tried.meta.window.steps(steps_of(self.middleware.pipeline)):
                 continue  # a window too narrow for so few steps
             plans = [RowPlan(SteeringRow(name, direction.serving_strength), tried), *self.off[1:]]
             latents = self.generate(plans)
@@ -194,7 +199,7 @@ class _Run:
     def _check_block(self, direction: Direction, block: int) -> tuple[bool, float]:
         """Compare every call of a block with the formula in float64: whether it was pushed, and the largest relative error."""
         pushed, worst, prompts = False, 0.0, len(self.off)
-        window = direction.meta.window.steps(_steps(self.middleware.pipeline))
+        window = direction.meta.window.steps(steps_of(self.middleware.pipeline))
         for before, after in zip(self.inner.calls.get(block, []), self.outer.calls.get(block, []), strict=True):
             for row, (h, found) in enumerate(zip(before.hidden, after.hidden, strict=True)):
                 due = before.prompt(row, prompts) == 0 and block in direction.blocks and before.step in window
@@ -213,7 +218,7 @@ class _Run:
         return pushed, worst
 
 
-def _variants(direction: Direction) -> list[Direction]:
+def variants(direction: Direction) -> list[Direction]:
     """The direction with targets so high that every token is pushed, and with a window that takes in every step."""
     changes: list[dict[str, object]] = []
     if direction.operation == "setpoint":
@@ -251,11 +256,24 @@ def _check_branches(run: _Run, before: dict[int, list[_Seen]]) -> None:
                 )
 
 
-def _prompts(entry: CatalogEntry) -> int:
+def _check_growth(run: _Run, before: dict[int, list[_Seen]]) -> None:
+    """A larger clip must have more tokens a prompt at every tapped block."""
+    for block, seen in run.inner.calls.items():
+        small, large = (one.copies * one.hidden.shape[1] for one in (before[block][0], seen[0]))
+        if large <= small:
+            raise SteeringNotApplied(
+                f"Block {block} has {small} tokens a clip, and {large} in a larger clip: these are not the video's tokens. "
+                "Correct `video` or `blocks` in the entry in SPECS."
+            )
+
+
+def prompts_of(entry: CatalogEntry) -> int:
+    """How many clips a run of the proof makes in one call."""
     return 1 if entry.max_batch == 1 else 2
 
 
-def _steps(pipeline: Pipeline) -> int:
+def steps_of(pipeline: Pipeline) -> int:
+    """How many denoising steps a run of the proof has."""
     return STEPS if len(denoisers_of(pipeline)) == 1 else EXPERT_STEPS
 
 
@@ -264,8 +282,15 @@ def _gradient(width: int, height: int) -> Image.Image:
     return Image.linear_gradient("L").resize((width, height)).convert("RGB")
 
 
-def _latents(pipeline: Pipeline, entry: CatalogEntry, arguments: dict, negative: str = "") -> Tensor:
-    width, height, frames = entry.smallest
+def clip_latents(
+    pipeline: Pipeline,
+    entry: CatalogEntry,
+    arguments: dict,
+    negative: str = "",
+    shape: tuple[int, int, int] | None = None,
+) -> Tensor:
+    """Latents of the proof's clips, from one call of the pipeline; without a shape they are the smallest that it makes."""
+    width, height, frames = shape or entry.smallest
     requests = [
         ClipRequest(
             prompt=prompt,
@@ -273,12 +298,12 @@ def _latents(pipeline: Pipeline, entry: CatalogEntry, arguments: dict, negative:
             width=width,
             height=height,
             num_frames=frames,
-            num_inference_steps=_steps(pipeline),
+            num_inference_steps=steps_of(pipeline),
             guidance_scale=entry.guidance_scale,
             negative_prompt=negative,
             image=_gradient(width, height) if needs_image(pipeline, entry) else None,
         )
-        for seed, prompt in enumerate(("a clip", "another clip")[: _prompts(entry)])
+        for seed, prompt in enumerate(("a clip", "another clip")[: prompts_of(entry)])
     ]
     output = pipeline(**call_arguments(pipeline, entry, requests, output_type="latent"), **arguments)
     return output.frames.detach().cpu()

@@ -8,8 +8,21 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from reins_serve.errors import DirectionError
-from reins_serve.serving.config import SOURCE_ROOT, ApplicationConfig, find_file, hash_key, resolved
+from reins_serve.errors import DirectionError, ReinsError
+from reins_serve.models import catalog
+from reins_serve.models.spec import SPECS
+from reins_serve.serving.config import (
+    SOURCE_ROOT,
+    ApplicationConfig,
+    ModelConfig,
+    find_file,
+    hash_key,
+    resolved,
+)
+from reins_serve.serving.replica import VideoReplica
+from reins_serve.serving.served import serve_model
+from tests.zoo import others
+from tests.zoo.directions import direction
 
 MODEL = {"name": "embedded", "directions": {"live": "live.safetensors"}}
 
@@ -77,3 +90,48 @@ def test_every_deployment_file_suits_serve_and_our_schema(file: Path) -> None:
     for application in ServeDeploySchema.model_validate(document).applications:
         assert application.import_path == "reins_serve.serving.app:build"
         resolved(ApplicationConfig.model_validate(application.args))
+
+
+def test_a_model_of_a_class_that_steering_does_not_know_is_served_from_yaml_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in others.CASES if case.name == "anyflow")
+    pipeline = case.build(0)
+    pipeline.save_pretrained(tmp_path / "model")
+    text = f"""
+        name: mine
+        directions: {{live: {tmp_path}/live.safetensors}}
+        specs:
+          AnyFlowTransformer3DModel: {{blocks: [blocks], guidance: batched}}
+        entry: {{name: mine, source: {tmp_path}/model, pipelines: {{text-to-video: AnyFlowPipeline}}, fps: 16, width: 16,
+          height: 16, size_multiple: 16, min_side: 16, max_side: 32, num_frames: 5, max_frames: 9, frame_multiple: 4,
+          num_inference_steps: 4, guidance_scale: 4.0, dtype: float32, arguments: {{max_sequence_length: 16}}}}
+    """
+    model = ModelConfig.model_validate(yaml.safe_load(text))
+    monkeypatch.setitem(SPECS, "AnyFlowTransformer3DModel", model.specs["AnyFlowTransformer3DModel"])
+    direction(pipeline, name="mine").save(tmp_path / "live.safetensors")
+    del SPECS["AnyFlowTransformer3DModel"]  # from here on only the configuration knows it
+    replica = VideoReplica(model)
+    assert replica.proved()
+    assert serve_model(model).entry.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "latte-1", "max_batch_size": 2}, "lower max_batch_size"),
+        ({"name": "allegro", "task": "image-to-video"}, "its tasks are: text-to-video"),
+        ({"name": "wan2.2-ti2v-5b", "task": "image-to-video"}, "takes no image yet"),
+        ({"name": "nothing"}, "There is no model"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_its_model_cannot_carry_out_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ReinsError, match=words):
+        config(**changes).models[0].catalog_entry()
+
+
+def test_an_entry_of_ones_own_has_the_models_name() -> None:
+    entry = {name: getattr(catalog.EMBEDDED, name) for name in catalog.CatalogEntry.__dataclass_fields__}
+    with pytest.raises(ValidationError, match="the same name"):
+        config(name="mine", entry=entry | {"name": "other"})

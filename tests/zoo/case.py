@@ -13,6 +13,7 @@ class Case:
         name: Short name, such as `wan-t2v`.
         build: Builds it from a seed; equal seeds give equal weights.
         width, height, num_frames: The smallest clip that it makes, in pixels and frames.
+        fixed_size: It makes clips of this size alone; others make wider ones too.
         image: Whether it needs a first image.
         arguments: Further arguments that every call needs.
         max_batch: 1 where diffusers cannot run two prompts in one call; `why` says why.
@@ -29,3 +30,4 @@ class Case:
     max_batch: int = 2
     why: str = ""
     load: Callable[[], dict[str, Any]] = dict
+    fixed_size: bool = False

@@ -55,5 +55,5 @@ def i2v(seed: int) -> CogVideoXImageToVideoPipeline:
 
 CASES = (
     Case("cogvideox-t2v", t2v, 8, 8, 5, arguments={"max_sequence_length": LENGTH}),
-    Case("cogvideox-i2v", i2v, 8, 8, 5, image=True, arguments={"max_sequence_length": LENGTH}),
+    Case("cogvideox-i2v", i2v, 8, 8, 5, image=True, fixed_size=True, arguments={"max_sequence_length": LENGTH}),
 )

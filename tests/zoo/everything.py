@@ -1,8 +1,22 @@
 """All cases, and what the catalogue would say of each."""
 
 from reins_serve.models.catalog import CatalogEntry, register
-from tests.zoo import allegro, cogvideox, cosmos, easyanimate, helios, hunyuan, kandinsky, latte, ltx, mochi, motif
-from tests.zoo import sana, skyreels, wan
+from tests.zoo import (
+    allegro,
+    cogvideox,
+    cosmos,
+    easyanimate,
+    helios,
+    hunyuan,
+    kandinsky,
+    latte,
+    ltx,
+    mochi,
+    motif,
+    sana,
+    skyreels,
+    wan,
+)
 from tests.zoo.case import Case
 
 _MODULES = (wan, skyreels, helios, cogvideox, ltx, allegro, mochi, latte, easyanimate)
@@ -19,16 +33,18 @@ def entry(case: Case) -> CatalogEntry:
         fps=8,
         width=case.width,
         height=case.height,
-        size_multiple=1,
+        size_multiple=case.width,
         min_side=min(case.width, case.height),
-        max_side=max(case.width, case.height),
+        max_side=2 * case.width,
+        fixed_size=case.fixed_size,
         num_frames=case.num_frames,
-        max_frames=case.num_frames,
+        max_frames=case.num_frames + 4,
         min_frames=case.num_frames,
-        frame_multiple=1,
+        frame_multiple=4,
         num_inference_steps=4,
         guidance_scale=4.0,
         arguments=case.arguments,
+        optional_image=not case.image,
         max_batch=None if case.max_batch > 1 else 1,
     )
     register(made)

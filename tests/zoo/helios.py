@@ -1,4 +1,4 @@
-"""A tiny Helios pipeline: it makes a video chunk by chunk, with the tokens of earlier chunks in front of the video's."""
+"""A tiny Helios pipeline: it makes a video in chunks, with the tokens of earlier chunks in front of the video's."""
 
 import torch
 from diffusers import HeliosPipeline, HeliosScheduler, HeliosTransformer3DModel
@@ -10,8 +10,8 @@ from tests.zoo.case import Case
 def pipeline(seed: int) -> HeliosPipeline:
     """Four blocks. With the case's arguments a chunk has 5 frames, thus 8 video tokens after 10 of history."""
     torch.manual_seed(seed)
-    # Width 32 and not 16: of this size the weights lie aligned in the file. Elsewhere a product of one row (Helios embeds
-    # the timestep 0 alone) is rounded in another way after loading, and latents differ by 1e-6 from those before saving.
+    # At width 32 the weights lie at multiples of 16 bytes in the file, at 16 they do not, and then a product with one
+    # row (Helios embeds the timestep 0 by itself) rounds otherwise once loaded: latents differ by 1e-6 from before.
     denoiser = HeliosTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=wan.CHANNELS,
         out_channels=wan.CHANNELS, text_dim=parts.TEXT_WIDTH, freq_dim=16, ffn_dim=32, num_layers=4,

@@ -22,7 +22,9 @@ def tokenizer(max_length: int = 16) -> PreTrainedTokenizerFast:
 
 def t5(width: int = TEXT_WIDTH) -> T5EncoderModel:
     """A T5 encoder of one layer."""
-    return T5EncoderModel(T5Config(vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).eval()
+    return T5EncoderModel(
+        T5Config(vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ).eval()
 
 
 def umt5(width: int = TEXT_WIDTH) -> UMT5EncoderModel:

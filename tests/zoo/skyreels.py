@@ -1,4 +1,4 @@
-"""Tiny SkyReels-V2 pipelines: text to video, diffusion forcing (a timestep for each frame; synchronous), and image to video.
+"""Tiny SkyReels-V2 pipelines: text to video, diffusion forcing (a timestep for each frame) and image to video.
 
 Sizes are those of `tests.zoo.wan`: the VAE is Wan's.
 """

@@ -1,6 +1,6 @@
-"""Tiny Wan pipelines: 2.1 (text, image with an image encoder), 2.2 with a timestep per token (TI2V) and with two experts (A14B).
+"""Tiny Wan pipelines: 2.1, 2.2 with a timestep for each token (TI2V) and 2.2 with two experts (A14B).
 
-A frame has 2 x 2 tokens at 16 x 16 pixels: the VAE shrinks height and width by 4, a patch by 2; 4k + 1 frames make k + 1 latent frames.
+At 16 x 16 pixels a latent frame has 2 x 2 tokens (VAE: 4 times smaller, patch: 2); 4k + 1 frames are k + 1 of them.
 """
 
 from functools import partial
@@ -84,7 +84,7 @@ def text_to_video(seed: int, experts: bool = False, expand_timesteps: bool = Fal
 
 
 def image_to_video(seed: int, experts: bool = False, expand_timesteps: bool = False) -> WanImageToVideoPipeline:
-    """An image-to-video pipeline: with an image encoder (2.1), two experts (A14B), or the image as first frame (TI2V)."""
+    """An image-to-video pipeline: image encoder (2.1), two experts (A14B), or the image as first frame (TI2V)."""
     torch.manual_seed(seed)
     encodes = not (experts or expand_timesteps)
     channels = CHANNELS if expand_timesteps else CONDITIONED
