@@ -5,15 +5,17 @@ compilation takes both in; offload and context parallelism move what they find.
 """
 
 import inspect
+import re
 from collections.abc import Iterator
 
 import diffusers
 import torch
 import torch.distributed as dist
 from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.hooks.taylorseer_cache import _TRANSFORMER_BLOCK_IDENTIFIERS
 
 from reins_serve.errors import ReinsError
-from reins_serve.models.options import CompileOptions, LoadingOptions, OffloadOptions, check_switches
+from reins_serve.models.options import CacheOptions, CompileOptions, LoadingOptions, OffloadOptions, check_switches
 from reins_serve.models.spec import Denoiser, Pipeline, blocks_of, denoisers_of, spec_of
 
 RECOMPILE_LIMIT = 64
@@ -86,13 +88,13 @@ def _refusals(pipeline: Pipeline, options: LoadingOptions) -> Iterator[str]:
         yield "A step cache decides in Python what it leaves out, so compile.fullgraph is not possible."
     for denoiser in denoisers_of(pipeline).values():
         if options.cache is not None:
-            yield from _cache_refusals(pipeline, denoiser, options.cache.kind)
+            yield from _cache_refusals(pipeline, denoiser, options.cache)
         if options.context_parallel is not None:
             yield from _parallel_refusals(denoiser, options)
 
 
-def _cache_refusals(pipeline: Pipeline, denoiser: Denoiser, kind: str) -> Iterator[str]:
-    name, name_of_pipeline = type(denoiser).__name__, type(pipeline).__name__
+def _cache_refusals(pipeline: Pipeline, denoiser: Denoiser, options: CacheOptions) -> Iterator[str]:
+    kind, name, name_of_pipeline = options.kind, type(denoiser).__name__, type(pipeline).__name__
     source = inspect.getsource(type(pipeline).__call__)
     if not hasattr(denoiser, "enable_cache"):
         yield f"{name} has no step caches in diffusers."
@@ -107,6 +109,8 @@ def _cache_refusals(pipeline: Pipeline, denoiser: Denoiser, kind: str) -> Iterat
         return
     if "cache_context(" not in source:
         yield f"{name_of_pipeline} does not tell its calls of {name} apart, as a {kind} cache needs."
+    if kind == "taylorseer" and not _matched(denoiser, options):
+        yield f"A taylorseer cache finds nothing to cache in {name}: set its cache_identifiers, or use_lite_mode."
     if kind in BLOCK_CACHES:
         for block in {type(block) for block in blocks_of(denoiser)}:
             try:
@@ -120,6 +124,13 @@ def _cache_refusals(pipeline: Pipeline, denoiser: Denoiser, kind: str) -> Iterat
         same = config.get("in_channels") == config.get("out_channels")
         if name != "WanTransformer3DModel" or not same or '"sigma":' not in source:
             yield "A sea cache can read the latents and the noise level of Wan's text-to-video pipelines only."
+
+
+def _matched(denoiser: Denoiser, options: CacheOptions) -> bool:
+    """Whether a taylorseer cache would sit on any module. Its default names end in `attn`, which many classes number."""
+    config = options.build()
+    names = (*(config.skip_predict_identifiers or ()), *(config.cache_identifiers or _TRANSFORMER_BLOCK_IDENTIFIERS))
+    return config.use_lite_mode or any(re.fullmatch(n, module) for n in names for module, _ in denoiser.named_modules())
 
 
 def _parallel_refusals(denoiser: Denoiser, options: LoadingOptions) -> Iterator[str]:

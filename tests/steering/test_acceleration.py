@@ -13,7 +13,6 @@ from reins_serve.models.options import REFUSED, SWITCHES, LoadingOptions
 from reins_serve.plugin import SteeringMiddleware, attach
 from reins_serve.steering import middleware as middleware_module
 from reins_serve.steering.confirm import confirm
-from reins_serve.steering.hook import SteeringHook
 from reins_serve.steering.middleware import Generation
 from reins_serve.steering.plan import GenerationRecord, RowPlan
 from reins_serve.steering.policy import SteeringRow, unsteered
@@ -31,7 +30,18 @@ CACHES = {
         "options": {"mag_ratios": [1.0] * 3, "num_inference_steps": 3, "retention_ratio": 0, "threshold": ALWAYS},
     },
     "sea": {"kind": "sea", "options": {"threshold": ALWAYS, "retention_steps": 0, "cache_end_steps": 0}},
-    "taylorseer": {"kind": "taylorseer", "options": {"cache_interval": 2, "disable_cache_before_step": 1}},
+    "taylorseer": {
+        "kind": "taylorseer",
+        "options": {
+            "cache_interval": 2,
+            "disable_cache_before_step": 1,
+            "cache_identifiers": [r".*blocks\.\d+\.attn\d"],
+        },
+    },
+    "taylorseer_lite": {
+        "kind": "taylorseer",
+        "options": {"cache_interval": 2, "disable_cache_before_step": 1, "use_lite_mode": True},
+    },
     "pyramid_attention": {
         "kind": "pyramid_attention",
         "options": {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": [-1, 1001]},
@@ -122,12 +132,6 @@ class TestCompilation:
         _, record = steered.run("live")
         assert (record.planned, record.applied, record.reused) == (4, 2, 2)
 
-    def test_a_hook_that_compilation_cuts_off_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        steered = Steered("ltx-t2v")
-        monkeypatch.setattr(SteeringHook, "post_forward", lambda self, module, output: output)
-        with pytest.raises(SteeringNotApplied, match="0 times"):
-            steered.accelerate()
-
 
 class TestCaches:
     @pytest.mark.parametrize("name", MODELS)
@@ -175,6 +179,7 @@ class TestCaches:
             ("wan-t2v", "mag"),
             ("wan-t2v", "sea"),
             ("wan-t2v", "taylorseer"),
+            ("wan-t2v", "taylorseer_lite"),
             ("cogvideox-t2v", "mag"),
             ("cogvideox-t2v", "taylorseer"),
             ("cogvideox-t2v", "pyramid_attention"),
@@ -193,9 +198,43 @@ class TestCaches:
         latents, record = steered.run("live")
         bare, _ = steered.run(None)
         assert record.applied + record.reused == record.planned
-        assert (record.reused > 0) == (kind in ("first_block", "mag", "sea"))  # the others keep parts of a block only
+        assert (record.reused > 0) == (kind not in ("taylorseer", "pyramid_attention"))  # these keep parts of a block
         assert not close(bare, plain)  # the cache did answer
         assert not close(latents, bare)
+
+
+class TestConfirmation:
+    """What acceleration may do to steering, done by hand."""
+
+    def test_a_hook_that_is_cut_off_is_refused(self) -> None:
+        steered = Steered("ltx-t2v")
+        for hook in steered.steering.hooks:
+            hook.fn_ref.post_forward = lambda module, output: output
+        with pytest.raises(SteeringNotApplied, match="0 times"):
+            confirm(steered.steering, steered.entry)
+
+    def test_a_push_that_is_counted_but_does_not_arrive_is_refused(self) -> None:
+        steered = Steered("ltx-t2v")
+        for hook in steered.steering.hooks:
+            hook.replaced = lambda output, video: output
+        with pytest.raises(SteeringNotApplied, match="the same clip"):
+            confirm(steered.steering, steered.entry)
+
+    def test_a_push_that_stays_is_refused(self) -> None:
+        steered = Steered("ltx-t2v")
+        (hook,) = steered.steering.hooks[:1]
+        push = hook.post_forward
+        kept: list[torch.Tensor] = []
+
+        def keeps(module: torch.nn.Module, output: torch.Tensor) -> torch.Tensor:
+            pushed = push(module, output)
+            if pushed is not output:
+                kept.append(pushed - output)
+            return pushed if pushed is not output or not kept else output + kept[-1]
+
+        hook.fn_ref.post_forward = keeps
+        with pytest.raises(SteeringNotApplied, match="another clip after a steered one"):
+            confirm(steered.steering, steered.entry)
 
 
 class TestPlaceAndPrecision:
@@ -213,11 +252,11 @@ class TestPlaceAndPrecision:
 
     @pytest.mark.parametrize("name", MODELS)
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_half_precision_is_proved_and_strength_zero_is_bit_identical(self, name: str, dtype: torch.dtype) -> None:
+    def test_half_precision_is_proved_and_bit_identical_when_off(self, name: str, dtype: torch.dtype) -> None:
         steered = Steered(name, dtype)
         assert steered.pipeline.transformer.dtype == dtype
-        bare, _ = steered.run(None)
-        off, _ = steered.run("live", 0.0) if False else steered.run(None)
+        bare = clip_latents(CASES[name].build(0).to(dtype), steered.entry, {})
+        off, _ = steered.run(None)
         latents, record = steered.run("live")
         assert torch.equal(off, bare)
         assert record.applied == record.planned
@@ -239,6 +278,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("wan-i2v", {"cache": CACHES["sea"]}, "Wan's text-to-video pipelines only"),
     ("wan-t2v", {"cache": CACHES["pyramid_attention"]}, "the attention of another"),
     ("ltx2", {"cache": CACHES["pyramid_attention"]}, "the attention of another"),
+    ("wan-t2v", {"cache": {"kind": "taylorseer"}}, "set its cache_identifiers"),
     ("wan-t2v", {"cache": FIRST_BLOCK, "compile": {"fullgraph": True}}, "fullgraph is not possible"),
     ("wan-t2v", {"compile": {"backend": "none"}, "allow_unverified": True}, "no backend 'none'"),
     ("wan-t2v", {"offload": {"kind": "model"}, "allow_unverified": True}, "model offload moves weights to an accelerator"),
