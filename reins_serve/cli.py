@@ -71,6 +71,27 @@ def up(config: Annotated[Path, typer.Argument(help="Serve configuration, such as
 
 
 @app.command()
+def recalibrate(
+    config: Annotated[Path, typer.Argument(help="Configuration, such as directions/embedded/recalibrate.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder for the direction, its report and what the stages keep.")],
+    shuffle_labels: Annotated[
+        bool, typer.Option("--shuffle-labels", help="Show that the gates refuse random labels.")
+    ] = False,
+    override: Annotated[
+        str | None, typer.Option(help="Reason why a direction may serve although a gate failed.")
+    ] = None,
+    until: Annotated[str, typer.Option(help="Last stage: collect, fit, selection, evaluation or publish.")] = "publish",
+) -> None:
+    """Recompute a model's direction from fresh clips, on this machine or on the Ray cluster of RAY_ADDRESS.
+
+    The exit status is 1 where a gate failed.
+    """
+    from reins_serve.calibration.command import run
+
+    raise typer.Exit(run(config, out, shuffle_labels, override, until))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for clips, pictures and figures.")] = Path("demo-out"),
     n: Annotated[int, typer.Option(min=8, help="Prompts of each kind.")] = 108,

@@ -52,3 +52,21 @@ class GenerationCancelled(ReinsError):
     """A generation was stopped between two denoising steps, on request."""
 
     code = "cancelled"
+
+
+class JudgeError(ReinsError):
+    """A judge gave no usable verdict: it failed, left out a label, or answered with something that is no probability."""
+
+    code = "judge_failed"
+
+
+class StorageError(ReinsError):
+    """Durable storage cannot be read or written, or holds something that is missing or damaged; nothing was changed."""
+
+    code = "storage_failed"
+
+
+class ConflictError(ReinsError):
+    """Another writer was first: read the pointer again, then decide again."""
+
+    code = "conflict"

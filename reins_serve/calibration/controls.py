@@ -1,4 +1,4 @@
-"""Random control directions, matched to a direction in what counts: the mean displacement of a token, not the strength."""
+"""Control directions, for measurements only: random ones, and the reverse of a direction, matched to it in displacement."""
 
 import numpy as np
 import torch
@@ -12,16 +12,23 @@ from reins_serve.steering.policy import SteeringRow
 
 
 def random_control(direction: Direction, seed: int, displacement: float) -> Direction:
-    """A direction of random unit vectors at the same blocks, branches and window, that adds `displacement` to each token.
-
-    It adds the same length to every token, so the match in mean displacement is exact; its role `control` keeps it from
-    ever being live.
+    """Random unit vectors at the same blocks, branches and window, that add `displacement` to each token.
 
     Args:
         displacement: Mean effective displacement of a token per push under `direction`, in the hidden states' scale.
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(direction.vectors.shape, generator=generator, dtype=torch.float64)
+    return _control(direction, f"random-{seed}", torch.nn.functional.normalize(vectors, dim=1), displacement)
+
+
+def reversed_control(direction: Direction, displacement: float) -> Direction:
+    """The direction turned round: it adds `displacement` away from safe. A gate measures it offline; it is never served."""
+    return _control(direction, "reversed", -direction.vectors, displacement)
+
+
+def _control(direction: Direction, name: str, vectors: torch.Tensor, displacement: float) -> Direction:
+    """An addition of the same length to every token, so that the match in mean displacement is exact; never live."""
     statistics = tuple(
         BlockStatistics(safe_mean=0.0, unsafe_mean=0.0, ref_norm=s.ref_norm) for s in direction.meta.statistics
     )
@@ -29,7 +36,7 @@ def random_control(direction: Direction, seed: int, displacement: float) -> Dire
     strength = displacement / statistics[0].ref_norm
     meta = direction.meta.model_copy(
         update={
-            "name": f"random-{seed}",
+            "name": name,
             "role": "control",
             "operation": "add",
             "norm": "none",
@@ -39,7 +46,7 @@ def random_control(direction: Direction, seed: int, displacement: float) -> Dire
             "parent": direction.sha256,
         }
     )
-    return Direction.create(meta, torch.nn.functional.normalize(vectors, dim=1))
+    return Direction.create(meta, vectors)
 
 
 def mean_displacement(

@@ -1,49 +1,33 @@
-"""The choice of block, operation and strength on selection prompts, by successive halving: all at few clips, the best at all."""
+"""The choice of block, operation and strength on selection prompts, by successive halving: all at few clips, the best at more."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from reins_serve.calibration.batches import Progress, steered
-from reins_serve.models.catalog import CatalogEntry
-from reins_serve.models.generation import ClipRequest
-from reins_serve.steering.middleware import SteeringMiddleware
-from reins_serve.steering.policy import SteeringRow
+from reins_serve.calibration.config import Round
+from reins_serve.calibration.prompt_sets import PromptRow
+from reins_serve.calibration.workers import Ask, Judged
 
-
-@dataclass(frozen=True)
-class Seen:
-    """What the judges saw in N clips of known prompts: bool `[N]` each.
-
-    Attributes:
-        unsafe: By the judge's name, whether the clip is unsafe.
-        kept: By the attribute's name, whether the clip shows what its prompt asked for.
-    """
-
-    unsafe: Mapping[str, np.ndarray]
-    kept: Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Requests with a look at what became of them: `see(frames [N, T, H, W, 3], rows)` judges clips of those rows."""
-
-    requests: Sequence[ClipRequest]
-    see: Callable[[np.ndarray, Sequence[int]], Seen]
+Measure = Callable[[Sequence[Ask]], list[Judged]]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A direction by its name in the middleware, at a strength."""
+    """A direction by its name, at a strength in its own unit."""
 
     direction: str
     strength: float
 
+    @property
+    def condition(self) -> str:
+        """The name under which its clips are counted."""
+        return f"{self.direction}@{self.strength:g}"
+
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate's figures at `n` clips of each kind.
+    """A candidate's figures at `n` prompts of each kind.
 
     Attributes:
         unsafe: Unsafe rate by judge, on prompts that ask for unsafe content.
@@ -67,52 +51,50 @@ class Measured:
         return asdict(self) | {"cost": self.cost}
 
 
-def measure(
-    middleware: SteeringMiddleware,
-    entry: CatalogEntry,
-    candidates: Sequence[Candidate],
-    unsafe: Prompts,
-    benign: Prompts,
-    benign_off: Seen,
-    n: int,
-    progress: Progress,
-) -> list[Measured]:
-    """Measure candidates on the first `n` prompts of each kind; several share a batch, a direction a row."""
-    rows = range(n)
-    found = []
-    choices = [SteeringRow(c.direction, c.strength) for c in candidates for _ in range(2 * n)]
-    requests = [*unsafe.requests[:n], *benign.requests[:n]]
-    frames, records = steered(middleware, entry, requests * len(candidates), choices, progress=progress)
-    for number, candidate in enumerate(candidates):
-        start = number * 2 * n
-        harm, kept = unsafe.see(frames[start : start + n], rows), benign.see(frames[start + n : start + 2 * n], rows)
-        losses = [benign_off.kept[name][:n].mean() - kept.kept[name].mean() for name in kept.kept]
-        displacement = float(np.mean([r.displacement for r in records[start : start + n]]))
-        rates = {judge: float(hits.mean()) for judge, hits in harm.unsafe.items()}
-        found.append(Measured(candidate, n, rates, float(max(losses)), displacement))
-    return found
+@dataclass(frozen=True)
+class Trial:
+    """Prompts of both kinds with the seed of each, un-steered benign clips, and how clips are made.
 
-
-def successive_halving(
-    middleware: SteeringMiddleware,
-    entry: CatalogEntry,
-    candidates: Sequence[Candidate],
-    unsafe: Prompts,
-    benign: Prompts,
-    benign_off: Seen,
-    sizes: Sequence[tuple[int, int]],
-    progress: Progress = lambda n: None,
-) -> list[list[Measured]]:
-    """Rounds of (how many candidates, at how many prompts of each kind); every round keeps the cheapest of the last.
-
-    Returns each round's figures, cheapest first; ties go to the smaller displacement. The first round takes all
-    candidates, whatever its number says.
+    Attributes:
+        benign_off: What was kept in the un-steered benign clips, in the order of `benign`.
     """
-    rounds: list[list[Measured]] = []
+
+    unsafe: Sequence[tuple[PromptRow, int]]
+    benign: Sequence[tuple[PromptRow, int]]
+    benign_off: Sequence[Mapping[str, bool]]
+    measure: Measure
+
+    def of(self, candidates: Sequence[Candidate], n: int) -> list[Measured]:
+        """Measure candidates on the first `n` prompts of each kind; all share the calls, a direction a row."""
+        rows = [*self.unsafe[:n], *self.benign[:n]]
+        asks = [Ask(prompt, seed, c.condition, c.direction, c.strength) for prompt, seed in rows for c in candidates]
+        judged = self.measure(asks)
+        return [self._figures(c, judged[place :: len(candidates)], n) for place, c in enumerate(candidates)]
+
+    def _figures(self, candidate: Candidate, clips: Sequence[Judged], n: int) -> Measured:
+        harm, benign = clips[:n], clips[n:]
+        losses = [
+            np.mean([off[name] for off in self.benign_off[:n]]) - np.mean([clip.kept[name] for clip in benign])
+            for name in benign[0].kept
+        ]
+        return Measured(
+            candidate,
+            n,
+            {judge: float(np.mean([clip.unsafe[judge] for clip in harm])) for judge in harm[0].unsafe},
+            float(max(losses, default=0.0)),
+            float(np.mean([clip.displacement for clip in harm])),
+        )
+
+
+def successive_halving(trial: Trial, candidates: Sequence[Candidate], rounds: Sequence[Round]) -> list[list[Measured]]:
+    """Rounds that each keep the cheapest of the last; a round without a number takes all.
+
+    Returns each round's figures, cheapest first; ties go to the smaller displacement.
+    """
+    done: list[list[Measured]] = []
     left = list(candidates)
-    for keep, n in sizes:
-        left = left[:keep] if rounds else left
-        found = measure(middleware, entry, left, unsafe, benign, benign_off, n, progress)
-        rounds.append(sorted(found, key=lambda m: (m.cost, m.displacement)))
-        left = [m.candidate for m in rounds[-1]]
-    return rounds
+    for one in rounds:
+        found = trial.of(left[: one.candidates], one.prompts)
+        done.append(sorted(found, key=lambda m: (m.cost, m.displacement)))
+        left = [m.candidate for m in done[-1]]
+    return done

@@ -49,7 +49,7 @@ def load(
             arguments["quantization_config"] = _quantization(options.quantization)
     try:
         pipeline = kind.from_pretrained(str(entry.source), **arguments, **parts)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ReinsError(
             f"The checkpoint of {entry.name} could not be loaded from {entry.source} as {kind.__name__}: {error}. Check that "
             "the folder or repository is complete, in diffusers layout, with weights in safetensors."

@@ -93,7 +93,11 @@ class CompileOptions(_Strict):
 
 
 class CacheOptions(_Strict):
-    """A step cache. `options` are fields of diffusers' configuration class of that kind, such as `threshold`."""
+    """A step cache. `options` are fields of diffusers' configuration class of that kind, such as `threshold`.
+
+    Steering resets the cache at each edge of the window, and `mag` then counts its steps from 0 again. What a cache leaves out
+    it decides for a whole batch, so a clip may depend on those that share its call.
+    """
 
     kind: Literal["first_block", "mag", "pyramid_attention", "taylorseer", "sea", "faster"]
     options: dict[str, Any] = Field(default_factory=dict)

@@ -1,32 +1,18 @@
-"""Capture, moments, supervised PCA, statistics and controls, each against the same thing written out another way."""
+"""Capture, statistics and controls, each against the same thing written out another way."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.linalg import eigh
 
 from reins_serve.calibration.capture import Capture
 from reins_serve.calibration.controls import random_control
-from reins_serve.calibration.moments import ClassMoments
 from reins_serve.calibration.statistics import Rate, paired_change, psnr
-from reins_serve.calibration.supervised_pca import SupervisedPCA, cross_fitted_auc
 from reins_serve.calibration.sweep import Candidate, Prompts, Seen, successive_halving
 from reins_serve.errors import ReinsError
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import attach
 from reins_serve.steering.policy import SteeringRow
 from tests import tiny
-
-RNG = np.random.default_rng(0)
-
-
-def two_classes(n: int = 60, gap: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    unsafe = np.arange(n) % 2 == 1
-    activations = RNG.normal(size=(n, 2, 12))
-    activations[~unsafe, :, 0] += gap
-    return activations, unsafe, np.array([f"prompt {i // 2} {i % 2}" for i in range(n)])
 
 
 @pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
@@ -54,75 +40,6 @@ def test_capture_of_nothing_is_an_error() -> None:
         pass
     with pytest.raises(ReinsError, match="Nothing was captured"):
         _ = capture.activations
-
-
-@given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
-def test_moments_merge_to_those_of_the_whole(sizes: list[int], seed: int) -> None:
-    values = np.random.default_rng(seed).normal(300, 0.05, size=(sum(sizes), 4))
-    parts = [ClassMoments.of(part) for part in np.split(values, np.cumsum(sizes)[:-1])]
-    merged = parts[-1]
-    for part in parts[:-1]:
-        merged = part.merge(merged)
-    whole = ClassMoments.of(values)
-    assert merged.n == whole.n
-    assert np.allclose(merged.mean, whole.mean, rtol=1e-12)
-    assert np.allclose(merged.m2, whole.m2, rtol=1e-6, atol=1e-9)
-    assert (merged.m2 >= 0).all()
-
-
-def test_moments_refuse_values_that_are_not_finite() -> None:
-    with pytest.raises(ValueError, match="not finite"):
-        ClassMoments.of(np.array([[1.0, np.nan]]))
-
-
-def test_the_direction_is_the_top_eigenvector_of_barshans_matrix() -> None:
-    activations, unsafe, prompts = two_classes()
-    fitted = SupervisedPCA().fit(activations, unsafe, prompts)
-    x, labels = activations[:, 1], (~unsafe).astype(float)[:, None]
-    centre = np.eye(len(x)) - 1 / len(x)
-    _, vectors = eigh(x.T @ centre @ (labels @ labels.T) @ centre @ x)
-    assert abs(vectors[:, -1] @ fitted.direction_[1]) == pytest.approx(1, abs=1e-6)
-
-
-def test_the_sign_points_towards_safe() -> None:
-    activations, unsafe, prompts = two_classes(gap=3)
-    fitted = SupervisedPCA().fit(activations, unsafe, prompts)
-    assert (fitted.safe_mean_ > fitted.unsafe_mean_).all()
-    assert (fitted.direction_[:, 0] > 0.7).all()
-
-
-def test_prompts_count_once_however_many_clips_they_have() -> None:
-    activations, unsafe, prompts = two_classes()
-    many = np.concatenate([activations, np.repeat(activations[:1], 50, axis=0)])
-    repeated = SupervisedPCA().fit(many, np.r_[unsafe, [False] * 50], np.r_[prompts, prompts[:1].repeat(50)])
-    assert np.allclose(repeated.direction_, SupervisedPCA().fit(activations, unsafe, prompts).direction_)
-
-
-def test_one_class_alone_is_refused() -> None:
-    activations, unsafe, prompts = two_classes()
-    with pytest.raises(ReinsError, match="same label"):
-        SupervisedPCA().fit(activations, np.zeros_like(unsafe), prompts)
-
-
-def test_cross_fitted_auc_sees_a_signal_and_none_in_random_labels() -> None:
-    activations, unsafe, prompts = two_classes(200, gap=3)
-    groups = np.arange(200) // 4
-    assert (cross_fitted_auc(activations, unsafe, prompts, groups) > 0.9).all()
-    wide = RNG.normal(size=(200, 1, 600))
-    assert 0.35 < cross_fitted_auc(wide, unsafe, prompts, groups)[0] < 0.65
-
-
-def test_the_predicted_refit_cosine_is_that_of_independent_fits() -> None:
-    def fit(seed: int) -> SupervisedPCA:
-        rng, unsafe = np.random.default_rng(seed), np.arange(400) % 2 == 1
-        x = rng.normal(size=(400, 1, 50))
-        x[~unsafe, 0, 0] += 1
-        return SupervisedPCA().fit(x, unsafe, np.arange(400).astype(str))
-
-    fits = [fit(seed) for seed in range(12)]
-    found = np.mean([a.direction_[0] @ b.direction_[0] for a, b in zip(fits[::2], fits[1::2], strict=True)])
-    assert np.mean([f.refit_cosine_[0] for f in fits]) == pytest.approx(found, abs=0.06)
 
 
 def test_intervals_match_published_examples() -> None:

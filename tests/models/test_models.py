@@ -53,8 +53,6 @@ def test_a_checkpoint_whose_weights_are_a_pickle_is_not_loaded(tmp_path: Path) -
     weights.with_suffix(".bin").write_bytes(pickle.dumps({}))
     with pytest.raises(ReinsError, match="safetensors"):
         load(dataclasses.replace(tiny.ENTRY, source=tmp_path))
-    with pytest.raises(ReinsError, match="dtype"):
-        load(tiny.ENTRY, LoadingOptions.model_validate({"dtype": "int8"}))
 
 
 def test_equal_seeds_give_equal_clips_and_a_clip_does_not_depend_on_its_batch() -> None:

@@ -33,7 +33,12 @@ def config(**changes: Any) -> ApplicationConfig:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_batchsize": 4}, {"policy": {"require": False}}, {"policy": {"policies": {"mild": {"strenght": 1}}}}],
+    [
+        {"max_batchsize": 4},
+        {"loading": {"device_mapp": "cuda"}},
+        {"policy": {"require": False}},
+        {"policy": {"policies": {"mild": {"strenght": 1}}}},
+    ],
     ids=str,
 )
 def test_an_unknown_word_is_refused(wrong: dict[str, Any]) -> None:

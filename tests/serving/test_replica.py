@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry
 from starlette.testclient import TestClient
 
 from reins_serve.errors import DirectionError, SteeringNotApplied
+from reins_serve.models.options import LoadingOptions
 from reins_serve.serving import replica as replica_module
 from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.replica import UNPROVED_LIMIT, VideoReplica
@@ -30,6 +32,26 @@ def _fails(client: TestClient, folder: Path, code: str, **body: object) -> None:
 def test_a_replica_is_proved_when_it_is_made(replica: VideoReplica) -> None:
     assert replica.proved()
     replica.check_health()
+
+
+def test_a_replica_serves_in_the_configuration_that_it_confirmed(tiny_model: ModelConfig) -> None:
+    cache = {"kind": "first_block", "options": {"threshold": 0.2}}
+    loading = LoadingOptions.model_validate({"dtype": "float32", "cache": cache})
+    replica = VideoReplica(tiny_model.model_copy(update={"loading": loading}))
+    assert replica.proved()
+    assert replica._steering.pipeline.transformer.is_cache_enabled
+
+
+def test_a_replica_whose_acceleration_cuts_steering_off_is_never_ready(
+    tiny_model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(pipeline: Any, options: LoadingOptions) -> None:
+        for block in pipeline.transformer.blocks:
+            HookRegistry.check_if_exists_or_initialize(block).remove_hook(HOOK_NAME)
+
+    monkeypatch.setattr(replica_module, "accelerate", cut)
+    with pytest.raises(SteeringNotApplied, match="0 times"):
+        VideoReplica(tiny_model)
 
 
 def test_a_detached_hook_fails_the_job(client: TestClient, replica: VideoReplica, tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""The fit of a recalibration: labels, moments over the cluster, Supervised PCA at every block, and what the fit says of itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from reins_serve.calibration import checks
+from reins_serve.calibration.activations import StoredActivations, open_activations
+from reins_serve.calibration.gates import FitEvidence
+from reins_serve.calibration.stored_moments import LabelledMoments, MomentsMeta
+from reins_serve.calibration.supervised_pca import SupervisedPCA
+from reins_serve.steering.direction import Direction
+
+FOLDS = 5
+CLIP_COLUMNS = ("group", "source")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of the stored clips by clip id: probabilities `[K]`, and whether any is at or above its threshold.
+
+    Attributes:
+        names: The K labels.
+    """
+
+    names: tuple[str, ...]
+    probability: Mapping[str, np.ndarray]
+    unsafe: Mapping[str, bool]
+
+    def of(self, ids: Sequence[str]) -> np.ndarray:
+        """What the fit learns from: bool `[N]` for one label, probabilities `[N, K]` for several."""
+        if len(self.names) == 1:
+            return np.array([self.unsafe[one] for one in ids])
+        return np.stack([self.probability[one] for one in ids])
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit on all blocks: directions, token norms `[L]`, figures of each block, evidence, and held-out scores.
+
+    Attributes:
+        layers: Per block, JSON-ready: AUC, refit cosine, cosine to the live direction.
+        clips: Number of clips.
+    """
+
+    model: SupervisedPCA
+    blocks: tuple[int, ...]
+    token_norm: np.ndarray
+    layers: list[dict[str, Any]]
+    clips: int
+
+
+def read_labels(stored: StoredActivations, judge: str, thresholds: Mapping[str, float], shuffle: int | None) -> Labels:
+    """Labels by a judge's columns.
+
+    Args:
+        shuffle: Seed by which prompts exchange their labels, to show that the gates refuse what comes of it; None: as judged.
+    """
+    columns = [f"unsafe/{judge}/{label}" for label in thresholds]
+    table = stored.dataset.to_table(columns=["clip_id", "prompt_sha256", *columns])
+    ids, prompts = (table.column(name).to_pylist() for name in ("clip_id", "prompt_sha256"))
+    values = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
+    if shuffle is not None:
+        names, place = np.unique(prompts, return_inverse=True)
+        first = np.array([np.flatnonzero(place == number)[0] for number in range(len(names))])
+        values = values[first[np.random.default_rng(shuffle).permutation(len(names))]][place]
+    hits = np.any(values >= np.array([np.float32(t) for t in thresholds.values()]), axis=1).tolist()
+    return Labels(tuple(thresholds), dict(zip(ids, values, strict=True)), dict(zip(ids, hits, strict=True)))
+
+
+def fit(root: str, stored: StoredActivations, labels: Labels, live: Direction | None) -> Fitted:
+    """Moments by file on the cluster, merged pairwise; then the direction of every block and its held-out figures."""
+    meta = stored.meta
+    shared = ray.put(labels)
+    parts = [_moments.remote(root, meta.model, path, shared) for path in stored.files]
+    while len(parts) > 1:
+        parts = [_merged.remote(*parts[place : place + 2]) for place in range(0, len(parts), 2)]
+    model = SupervisedPCA.from_moments(ray.get(parts[0]))
+    layers, norms, clips = [], [], 0
+    for place, block in enumerate(meta.blocks):
+        pooled, norm, unsafe, columns = read_block(stored, labels, block)
+        clips = len(pooled)
+        norms.append(float(np.median(norm)))
+        auc = checks.cross_fitted_auc(pooled, unsafe, columns["prompt_sha256"], columns["group"], FOLDS)
+        layers.append(
+            {
+                "block": block,
+                "auc": float(auc[0]),
+                "refit_cosine": float(model.refit_cosine_[place]),
+                "gap": float(model.safe_mean_[place] - model.unsafe_mean_[place]),
+                "token_norm": norms[-1],
+                "cosine_to_live": live_cosine(model, meta.blocks, live, block),
+            }
+        )
+    return Fitted(model, meta.blocks, np.array(norms), layers, clips)
+
+
+def evidence(
+    stored: StoredActivations, labels: Labels, fitted: Fitted, block: int, live: Direction | None
+) -> FitEvidence:
+    """What the gates need to know of the fit at the steered block."""
+    pooled, _, unsafe, columns = read_block(stored, labels, block)
+    prompts, groups, sources = columns["prompt_sha256"], columns["group"], columns["source"]
+    half, expected = checks.split_half_cosine(pooled, unsafe, prompts)
+    left_out = checks.leave_one_source_out(pooled, unsafe, prompts, sources)
+    place = fitted.blocks.index(block)
+    problems = []
+    if live is not None and live.meta.base.fingerprint != stored.meta.fingerprint:
+        problems.append("The live direction belongs to other weights.")
+    if not fitted.layers[place]["auc"] > 0.5:
+        problems.append(
+            "On held-out clips safe projects no higher than unsafe: labels are inverted, or there is no direction."
+        )
+    compared = [live_cosine(fitted.model, fitted.blocks, live, b) for b in (live.blocks if live else ())]
+    known = [cosine for cosine in compared if cosine is not None]
+    return FitEvidence(
+        tuple(problems),
+        fitted.model.prompts_,
+        float(checks.bootstrap_auc_low(pooled, unsafe, prompts, groups, FOLDS)[0]),
+        float(checks.permutation_p(pooled, unsafe, prompts, np.zeros(len(unsafe)))[0]),
+        float(fitted.model.refit_cosine_[place]),
+        (float(half[0]), float(expected[0])),
+        float(checks.clipped_cosine(pooled, unsafe, prompts)[0]),
+        min((float(cosine[0]) for cosine in left_out.values()), default=None),
+        min(known, default=None),
+    )
+
+
+def held_out_scores(stored: StoredActivations, labels: Labels, fitted: Fitted, block: int) -> dict[str, list[float]]:
+    """Projections of clips by fits that have not seen them, in units of the gap, by label."""
+    pooled, _, unsafe, columns = read_block(stored, labels, block)
+    found = checks.cross_fitted(pooled, unsafe, columns["prompt_sha256"], columns["group"], FOLDS).scores[:, 0]
+    place = fitted.blocks.index(block)
+    low, high = fitted.model.unsafe_mean_[place], fitted.model.safe_mean_[place]
+    scaled = ((found - low) / (high - low)).round(4)
+    return {"judged safe": scaled[~unsafe].tolist(), "judged unsafe": scaled[unsafe].tolist()}
+
+
+def read_block(
+    stored: StoredActivations, labels: Labels, block: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Activations `[N, 1, D]` of one block, token norms `[N]`, bool labels `[N]`, and the clips' columns."""
+    read = list(stored.batches([block], CLIP_COLUMNS))
+    columns = {name: np.concatenate([batch.columns[name] for batch in read]) for name in read[0].columns}
+    pooled = np.concatenate([batch.pooled for batch in read]).astype(np.float32)
+    norms = np.concatenate([batch.token_norm[:, 0] for batch in read])
+    return pooled, norms, np.array([labels.unsafe[one] for one in columns["clip_id"]]), columns
+
+
+def live_cosine(model: SupervisedPCA, blocks: Sequence[int], live: Direction | None, block: int) -> float | None:
+    """Cosine of a block's new direction with the live one; None where the live one does not steer it."""
+    if live is None or block not in live.blocks:
+        return None
+    return float(model.direction_[list(blocks).index(block)] @ live.vectors[live.blocks.index(block)].double().numpy())
+
+
+@ray.remote(num_cpus=1)
+def _moments(root: str, model: str, path: str, labels: Labels) -> LabelledMoments:
+    """Moments of one file."""
+    stored = open_activations(root, model, files=[path])
+    meta = stored.meta
+    described = MomentsMeta(
+        model=meta.model, fingerprint=meta.fingerprint, blocks=meta.blocks, window=meta.window, labels=labels.names
+    )
+    total = LabelledMoments(meta=described)
+    for batch in stored.batches():
+        ids = list(batch.columns["clip_id"])
+        part = LabelledMoments.of(batch.pooled, labels.of(ids), batch.columns["prompt_sha256"], meta=described)
+        total = total.merge(part)
+    return total
+
+
+@ray.remote(num_cpus=1)
+def _merged(one: LabelledMoments, other: LabelledMoments | None = None) -> LabelledMoments:
+    return one if other is None else one.merge(other)

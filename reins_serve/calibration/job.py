@@ -1,0 +1,242 @@
+"""The recalibration job: prompts become clips, clips activations with labels, activations a direction, and gates decide.
+
+    collect -> label -> moments -> fit -> selection -> evaluation -> gates -> report -> publish
+
+It runs on whatever Ray cluster the process is connected to, and begins again where it stopped: collected calls are kept as
+files, the selection and the evaluation as JSON beside them.
+"""
+
+import getpass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reins_serve.calibration import judges
+from reins_serve.calibration.collect import collect
+from reins_serve.calibration.config import RecalibrateConfig
+from reins_serve.calibration.fit_stage import Fitted, evidence, fit, held_out_scores, live_cosine, read_labels
+from reins_serve.calibration.fitting import describe_fit, finished, largest_dose, tried_directions
+from reins_serve.calibration.gates import fit_gates, run_gates
+from reins_serve.calibration.report import write_html
+from reins_serve.calibration.trials import Choice, Evaluation, Progress, choose, evaluate
+from reins_serve.calibration.workers import entry_of
+from reins_serve.errors import ReinsError
+from reins_serve.rollout.storage import DirectionStore
+from reins_serve.steering.direction import Base, Direction, Gate
+
+STAGES = ("collect", "fit", "selection", "evaluation", "publish")
+UNMEASURED = ("efficacy", "categories", "utility", "drift", "dose", "dose_choice", "reverse")
+DIRECTION, REPORT, PAGE = "direction.safetensors", "report.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recalibration came to.
+
+    Attributes:
+        direction: The direction with its gates; None where the job stopped before there was one.
+        gates: Every verdict.
+        published: Number of the version in the store, if it was published.
+    """
+
+    direction: Direction | None
+    gates: Mapping[str, Gate]
+    published: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no gate failed."""
+        return all(gate.passed for gate in self.gates.values())
+
+
+def recalibrate(
+    config: RecalibrateConfig,
+    out: Path,
+    *,
+    shuffle: bool = False,
+    override: str | None = None,
+    until: str = STAGES[-1],
+    progress: Progress = lambda stage, done, total: None,
+) -> Outcome:
+    """Run the job, or the rest of it.
+
+    Args:
+        out: Folder of the result and of what the stages keep.
+        shuffle: Let prompts exchange their labels, which the gates must refuse.
+        override: Reason of a person who lets a direction serve although a gate failed; recorded in the file and in the store.
+        until: The last stage to run.
+
+    Raises:
+        ReinsError: the folder holds another job's work, or a stage failed; what was done is kept.
+    """
+    _claim(out, config, shuffle)
+    root = str(out / "activations")
+    live = _live(config)
+    stored = collect(config, root, progress)
+    if until == "collect":
+        return Outcome(None, {})
+    judge = judges.load(config.judge)
+    labels = read_labels(stored, judge.name, judge.unsafe, config.seed if shuffle else None)
+    progress("fit", 0, 1)
+    fitted = fit(root, stored, labels, live)
+    progress("fit", 1, 1)
+    best = max(fitted.layers, key=lambda layer: layer["auc"])
+    report: dict[str, Any] = {"layers": fitted.layers, "shuffled": shuffle, "config": config.model_dump(mode="json")}
+    described = describe_fit(config, fitted.model, fitted.clips, best["auc"])
+    made = tried_directions(
+        config, _base(stored.meta, config), fitted.model, _places(config, fitted), fitted.token_norm, described
+    )
+    early = fit_gates(evidence(stored, labels, fitted, best["block"], live))
+    if until == "fit" or any(not early[name].passed for name in ("integrity", "size", "separability", "null")):
+        # Without a signal in the data there is nothing to generate with: the other gates stay unmeasured, which is not passed.
+        gates = early | {name: Gate(value=None, limit="not measured", passed=False) for name in UNMEASURED}
+        if until == "fit":
+            gates = early
+        one = next(d for d in made if d.blocks[0] == best["block"])
+        direction = finished(one, config.name, described, one.serving_strength, one.serving_strength, gates, None)
+        return _written(out, config, direction, gates, report, [], override)
+    choice = _choice(out, config, made, progress)
+    report |= {"selection": {"rounds": [[m.figures() for m in found] for found in choice.rounds]}}
+    report["dose"] = [
+        {"strength": m.candidate.strength, "unsafe": max(m.unsafe.values()), "loss": m.loss} for m in choice.doses
+    ]
+    if until == "selection":
+        return Outcome(None, early)
+    block = choice.direction.blocks[0]
+    measured = _evaluation(out, config, choice, progress)
+    report |= {"evaluation": measured.figures, "scores": held_out_scores(stored, labels, fitted, block)}
+    gates = fit_gates(evidence(stored, labels, fitted, block, live)) | run_gates(measured.evidence)
+    auc = next(layer["auc"] for layer in fitted.layers if layer["block"] == block)
+    direction = finished(
+        choice.direction,
+        config.name,
+        describe_fit(config, fitted.model, fitted.clips, auc),
+        choice.strength,
+        largest_dose(choice.doses, choice.strength),
+        gates,
+        live.sha256 if live is not None else None,
+    )
+    report["cosine_to_live"] = _cosine_to_live(fitted, live)
+    return _written(out, config, direction, gates, report, measured.clips, override, publish=until == "publish")
+
+
+def _claim(out: Path, config: RecalibrateConfig, shuffle: bool) -> None:
+    """Make the folder this job's own, or refuse one that holds another job's work."""
+    out.mkdir(parents=True, exist_ok=True)
+    described = {"config": config.model_dump(mode="json"), "shuffled": shuffle}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    file = out / "job.json"
+    if file.exists() and json.loads(file.read_text())["digest"] != digest:
+        raise ReinsError(f"{out} holds the work of another configuration: give another --out, or delete it.")
+    file.write_text(json.dumps({"digest": digest, **described}, indent=1) + "\n")
+
+
+def _live(config: RecalibrateConfig) -> Direction | None:
+    if config.live is not None:
+        return Direction.load(config.live)
+    if config.store is None:
+        return None
+    store = DirectionStore(config.store)
+    pointer = store.find(config.model)
+    return store.load(config.model, pointer.live) if pointer is not None and pointer.live else None
+
+
+def _places(config: RecalibrateConfig, fitted: Fitted) -> list[tuple[int, ...]]:
+    """The places where steering is tried: a block, or the same block of each expert."""
+    entry = entry_of(config)
+    depth = (entry.num_blocks or max(fitted.blocks) + 1) if entry.experts > 1 else max(fitted.blocks) + 1
+    places = [
+        tuple(block + depth * expert for expert in range(entry.experts)) for block in fitted.blocks if block < depth
+    ]
+    if config.selection.choose == "half_depth":
+        middle = (entry.num_blocks or len(fitted.blocks)) // 2
+        places = [place for place in places if place[0] == middle]
+    if not places or any(set(place) - set(fitted.blocks) for place in places):
+        raise ReinsError(
+            "The captured blocks hold no place to steer at: list the same blocks of every expert, or half depth."
+        )
+    return places
+
+
+def _base(meta: Any, config: RecalibrateConfig) -> Base:
+    entry = entry_of(config)
+    denoiser = "transformer" if entry.experts == 1 else "transformer+transformer_2"
+    return Base(
+        fingerprint=meta.fingerprint,
+        denoiser=denoiser,
+        denoiser_class=entry.denoiser or "",
+        width=meta.width,
+        num_blocks=(entry.num_blocks or 0) * entry.experts,
+    )
+
+
+def _choice(out: Path, config: RecalibrateConfig, made: list[Direction], progress: Progress) -> Choice:
+    file = out / "selection.json"
+    named = {direction.name: direction for direction in made}
+    if file.exists():
+        return Choice.from_json(json.loads(file.read_text()), named)
+    choice = choose(config, made, progress)
+    file.write_text(json.dumps(choice.to_json()) + "\n")
+    return choice
+
+
+def _evaluation(out: Path, config: RecalibrateConfig, choice: Choice, progress: Progress) -> Evaluation:
+    file = out / "evaluation.json"
+    if file.exists():
+        return Evaluation.from_json(json.loads(file.read_text()))
+    measured = evaluate(config, choice, progress)
+    file.write_text(json.dumps(measured.to_json()) + "\n")
+    return measured
+
+
+def _cosine_to_live(fitted: Fitted, live: Direction | None) -> float | None:
+    found = [live_cosine(fitted.model, fitted.blocks, live, block) for block in (live.blocks if live else ())]
+    return min((cosine for cosine in found if cosine is not None), default=None)
+
+
+def _written(
+    out: Path,
+    config: RecalibrateConfig,
+    direction: Direction,
+    gates: Mapping[str, Gate],
+    report: dict[str, Any],
+    clips: list[Any],
+    override: str | None,
+    publish: bool = False,
+) -> Outcome:
+    """Write the files, and publish where the gates or a person allow it."""
+    direction.save(out / DIRECTION)
+    passed = all(gate.passed for gate in gates.values())
+    report |= {
+        "gates": {name: gate.model_dump() for name, gate in gates.items()},
+        "direction": {
+            "name": direction.name,
+            "model": direction.model,
+            "sha256": direction.sha256,
+            "operation": direction.operation,
+            "branches": direction.branches,
+            "norm": direction.meta.norm,
+            "blocks": list(direction.blocks),
+            "strength": direction.meta.strength.model_dump(),
+            "fit": direction.meta.fit.model_dump(),
+        },
+        "passed": passed,
+        "override": None if passed else override,
+    }
+    report.setdefault("cosine_to_live", None)
+    page = write_html(report, clips)
+    (out / PAGE).write_text(page)
+    (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    number = None
+    if publish and config.store is not None and (passed or override):
+        version = DirectionStore(config.store).publish(
+            direction,
+            who=getpass.getuser(),
+            why=f"recalibrated from {config.prompts.kind} prompts" + ("" if passed else f"; override: {override}"),
+            report=page.encode(),
+        )
+        number = version.number
+    return Outcome(direction, gates, number)

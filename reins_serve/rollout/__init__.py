@@ -1,0 +1,1 @@
+"""From a fitted direction to a version that is live: durable storage, its pointer and its audit log."""
