@@ -7,15 +7,16 @@ its own, so that its peak memory is its own; runs are interleaved, medians and r
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy: one thread computes throughout
 
@@ -74,7 +75,7 @@ def one_pass(stored: StoredActivations) -> float:
     """reins_serve: supervised PCA of all blocks, streamed. Returns the seconds of its last step, the solution."""
     fitted = SupervisedPCA()
     for batch in stored.batches(columns=[LABEL]):
-        fitted.partial_fit(batch.pooled, batch.columns[LABEL] >= 0.5, batch.columns["prompt_sha256"])
+        fitted.partial_fit(batch.layers, batch.columns[LABEL] >= 0.5, batch.columns["prompt_sha256"])
     start = time.perf_counter()
     fitted.solve()
     return time.perf_counter() - start
@@ -84,7 +85,7 @@ def textbook(stored: StoredActivations) -> float:
     """(c) The same pass, then the D x D matrix X'HLHX of each block and its eigenvectors. Returns the seconds of this step."""
     fitted = SupervisedPCA()
     for batch in stored.batches(columns=[LABEL]):
-        fitted.partial_fit(batch.pooled, batch.columns[LABEL] >= 0.5, batch.columns["prompt_sha256"])
+        fitted.partial_fit(batch.layers, batch.columns[LABEL] >= 0.5, batch.columns["prompt_sha256"])
     fitted.solve()
     safe, unsafe = (fitted.moments_.parts[name] for name in ("safe", "unsafe"))
     start = time.perf_counter()
@@ -99,7 +100,7 @@ def subset(stored: StoredActivations, clips: int) -> tuple[np.ndarray, np.ndarra
     """The first clips of the first block, `[N, D]` float32, and their labels."""
     pooled, labels, n = [], [], 0
     for batch in stored.batches(BLOCKS[:1], [LABEL]):
-        pooled.append(batch.pooled[:, 0].astype(np.float32))
+        pooled.append(batch.layers[0].astype(np.float32))
         labels.append(batch.columns[LABEL] >= 0.5)
         n += len(batch)
         if n >= clips:
@@ -133,19 +134,29 @@ WAYS: dict[str, Callable[[StoredActivations], float]] = {
 
 
 def measure(way: str, folder: Path, clips: int) -> dict[str, float]:
-    """One run in this process: seconds of opening and the pass, seconds of the way's own step, peak RSS in MiB."""
+    """One run in this process: seconds of the pass (clock, processors), of the way's own step, and peak RSS in MiB."""
     pa.set_cpu_count(1)
     files = open_activations(str(folder), "drawn").files[: -(-clips // PER_FILE)]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     step = WAYS[way](open_activations(str(folder), "drawn", files=files))
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "step": step, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "step": step,
+        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A call in a process of its own, forked before any thread was started: its memory and its allocator are fresh."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def run(way: str, folder: Path, clips: int) -> dict[str, float]:
-    """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--way", way, "--data", str(folder), "--clips", str(clips)]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    """`measure` in a process of its own."""
+    found: dict[str, float] = apart(measure, way, folder, clips)
     return found
 
 
@@ -162,14 +173,12 @@ def compare(folder: Path, clips: int, repeats: int) -> None:
             if way in ("read", "reins") or repeat == 0:
                 runs[way].append(run(way, folder, clips))
     seconds = {way: [r["seconds"] for r in found] for way, found in runs.items()}
-    print(
-        f"(a) reading only        {spread(seconds['read'])} s, peak RSS {max(r['rss'] for r in runs['read']):.0f} MiB"
-    )
-    print(
-        f"reins one pass          {spread(seconds['reins'])} s, peak RSS {max(r['rss'] for r in runs['reins']):.0f} MiB"
-    )
-    ratios = [b / a for a, b in zip(seconds["read"], seconds["reins"], strict=True)]
-    print(f"  / reading             {spread(ratios)}   (aim: at most 2)")
+    for way, name in (("read", "(a) reading only"), ("reins", "reins, one pass ")):
+        cpu, rss = [r["cpu"] for r in runs[way]], max(r["rss"] for r in runs[way])
+        print(f"{name}        {spread(seconds[way])} s; {spread(cpu)} s of processors; peak RSS {rss:.0f} MiB")
+    for key, name in (("seconds", "clock"), ("cpu", "processors")):
+        ratios = [b[key] / a[key] for a, b in zip(runs["read"], runs["reins"], strict=True)]
+        print(f"  / reading             {spread(ratios)} by {name} (aim: at most 2)")
     solve, eigen = float(np.median([r["step"] for r in runs["reins"]])), runs["textbook"][0]
     print(f"(c) D x D eigenvectors  {eigen['step']:.2f} s after the same pass, {eigen['seconds']:.2f} s in all; "
           f"peak RSS {eigen['rss']:.0f} MiB")  # fmt: skip
@@ -184,13 +193,13 @@ def compare(folder: Path, clips: int, repeats: int) -> None:
     print("    (IncrementalPCA grows with N as the pass does; most of LDA's time at this size is D x D and does not.)")
 
 
-def growth(name: str, runs: list[tuple[int, float]], values: list[int]) -> None:
-    """Seconds against the number of values, and how far a straight line explains them."""
-    x, y = np.array(values, dtype=float), np.array([seconds for _, seconds in runs])
-    slope, start = np.polyfit(x, y, 1)
-    left = ((y - slope * x - start) ** 2).sum() / ((y - y.mean()) ** 2).sum()
-    points = ", ".join(f"{size:,}: {seconds:.2f} s" for size, seconds in runs)
-    print(f"growth with {name}: {points}; {1e9 * slope:.1f} ns a value, R² of a line {1 - left:.4f}")
+def growth(name: str, folders: list[tuple[int, Path]], clips: list[int], values: list[int], repeats: int) -> None:
+    """Time of the pass for each size, whole and per value: linear growth is a constant time per value."""
+    for number, (size, folder) in enumerate(folders):
+        runs = [run("reins", folder, clips[number]) for _ in range(repeats)]
+        clock, cpu = (float(np.median([r[key] for r in runs])) for key in ("seconds", "cpu"))
+        print(f"  {name} = {size:,}: {clock:.2f} s, {cpu:.2f} s of processors: {1e9 * clock / values[number]:.1f} and "
+              f"{1e9 * cpu / values[number]:.1f} ns a value")  # fmt: skip
 
 
 def main() -> None:
@@ -198,31 +207,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/fit.py", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="4,000 clips of width 256")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--clips", type=int, default=100_000)
     arguments = parser.parse_args()
-    if arguments.way:
-        print(json.dumps(measure(arguments.way, arguments.data, arguments.clips)))
-        return
     clips, widths = (4_000, (64, 128, 256)) if arguments.quick else (arguments.clips, (768, 1536, 3072))
     print(json.dumps(describe(), ensure_ascii=False))
     with tempfile.TemporaryDirectory(prefix="reins-fit-") as temporary:
         root = Path(temporary)
         start = time.perf_counter()
-        write(root / "all", clips, widths[-1])
+        apart(write, root / "all", clips, widths[-1])
         size = sum(path.stat().st_size for path in root.rglob("*.parquet")) / 1e9
         print(f"{clips:,} clips, {len(BLOCKS)} blocks, width {widths[-1]}, float16: {size:.2f} GB, written in "
               f"{time.perf_counter() - start:.0f} s")  # fmt: skip
         compare(root / "all", clips, arguments.repeats)
-        per_value = len(BLOCKS) * widths[-1]
+        values = len(BLOCKS) * widths[-1]
         sizes = [clips // 4, clips // 2, clips]
-        growth("N", [(n, run("reins", root / "all", n)["seconds"]) for n in sizes], [n * per_value for n in sizes])
-        few = clips // 4
+        print(f"growth with N at D = {widths[-1]:,}, and with D at N = {sizes[0]:,}:")
+        growth("N", [(n, root / "all") for n in sizes], sizes, [n * values for n in sizes], arguments.repeats)
         for width in widths[:-1]:
-            write(root / str(width), few, width)
-        found = [(w, run("reins", root / ("all" if w == widths[-1] else str(w)), few)["seconds"]) for w in widths]
-        growth(f"D at N = {few:,}", found, [few * len(BLOCKS) * width for width in widths])
+            apart(write, root / str(width), sizes[0], width)
+        folders = [(width, root / str(width)) for width in widths[:-1]] + [(widths[-1], root / "all")]
+        growth("D", folders, sizes[:1] * 3, [sizes[0] * len(BLOCKS) * width for width in widths], arguments.repeats)
 
 
 if __name__ == "__main__":

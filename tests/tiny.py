@@ -29,6 +29,7 @@ ENTRY = CatalogEntry(
     num_inference_steps=4,
     guidance_scale=4.0,
     pipeline_frames_offset=-1,
+    dtype="float32",
     arguments={"max_sequence_length": 8},
 )
 register(ENTRY)

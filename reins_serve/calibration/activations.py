@@ -91,8 +91,9 @@ def write_activations(
     stamp = (day or datetime.now(UTC).date()).isoformat()
     folder = posixpath.join(base, f"model={quote(meta.model, safe='')}", f"day={stamp}")
     fs.makedirs(folder, exist_ok=True)
-    stem = name or uuid.uuid4().hex
-    temporary, path = (posixpath.join(folder, file) for file in (f".{stem}.part", f"{stem}.parquet"))
+    unique = uuid.uuid4().hex  # two workers that write the same name do not write the same temporary file
+    temporary = posixpath.join(folder, f".{unique}.part")
+    path = posixpath.join(folder, f"{quote(name, safe='') if name else unique}.parquet")
     try:
         with fs.open(temporary, "wb") as sink:
             pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, row_group_size=ROW_GROUP, compression="none",
@@ -164,6 +165,7 @@ def open_activations(
     """
     fs, base = fsspec.core.url_to_fs(root)
     folder = base if model is None else posixpath.join(base, f"model={quote(model, safe='')}")
+    fs.invalidate_cache()  # others write to the same store
     first, last = (since or date.min).isoformat(), (until or date.max).isoformat()
     paths = list(files) if files is not None else [
         path for path in sorted(fs.find(folder))

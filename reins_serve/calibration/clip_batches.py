@@ -14,27 +14,32 @@ class ClipBatch:
     """Some clips of a store.
 
     Attributes:
-        pooled: float16 or float32 `[N, L, D]`, read-only where it lies in the file's own buffer.
+        layers: For each of L blocks float16 or float32 `[N, D]`, which may lie in the file's own buffer, read-only.
         token_norm: float32 `[N, L]`.
         columns: The other columns asked for, `[N]` each; a label that is null is NaN, a text that is null is None.
     """
 
-    pooled: np.ndarray
+    layers: tuple[np.ndarray, ...]
     token_norm: np.ndarray
     columns: dict[str, np.ndarray]
 
-    def __len__(self) -> int:
-        return len(self.pooled)
+    @property
+    def pooled(self) -> np.ndarray:
+        """`[N, L, D]`; a copy, unless there is one block only."""
+        return self.layers[0][:, None] if len(self.layers) == 1 else np.stack(self.layers, axis=1)
 
-    def __getitem__(self, rows: slice) -> "ClipBatch":
-        return ClipBatch(self.pooled[rows], self.token_norm[rows], {k: v[rows] for k, v in self.columns.items()})
+    def __len__(self) -> int:
+        return len(self.token_norm)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "ClipBatch":
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return ClipBatch(tuple(layer[rows] for layer in self.layers), self.token_norm[rows], columns)
 
     def joined(self, other: "ClipBatch") -> "ClipBatch":
         """The clips of both, in order."""
+        layers = tuple(np.concatenate(pair) for pair in zip(self.layers, other.layers, strict=True))
         columns = {name: np.concatenate([values, other.columns[name]]) for name, values in self.columns.items()}
-        pooled, norms = (np.concatenate(pair) for pair in
-                         ((self.pooled, other.pooled), (self.token_norm, other.token_norm)))  # fmt: skip
-        return ClipBatch(pooled, norms, columns)
+        return ClipBatch(layers, np.concatenate([self.token_norm, other.token_norm]), columns)
 
 
 def clip_batch(batch: pa.RecordBatch, blocks: Sequence[int], wanted: Sequence[str]) -> ClipBatch:
@@ -46,10 +51,9 @@ def clip_batch(batch: pa.RecordBatch, blocks: Sequence[int], wanted: Sequence[st
         layer = column.flatten().to_numpy(zero_copy_only=True).reshape(batch.num_rows, -1)
         refuse_not_finite(layer, ids, f"block_{block}", "capture them again, or remove their file")
         layers.append(layer)
-    pooled = layers[0][:, None] if len(layers) == 1 else np.stack(layers, axis=1)
     norms = np.stack([batch.column(f"norm_{block}").to_numpy() for block in blocks], axis=1)
     columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in wanted}
-    return ClipBatch(pooled, norms, columns)
+    return ClipBatch(tuple(layers), norms, columns)
 
 
 def prompts_together(batches: Iterator[ClipBatch]) -> Iterator[ClipBatch]:

@@ -88,7 +88,7 @@ def _store(root: str, config: RecalibrateConfig, made: Made, judged: list[Judged
     )
     entry = entry_of(config)
     columns: dict[str, Any] = {
-        "clip_id": [f"{prompt_digest(ask.prompt.text)[:16]}-{ask.seed}" for ask in made.asks],
+        "clip_id": [ask.clip_id for ask in made.asks],
         "source": f"{config.prompts.kind}/fit",
         "prompt_sha256": [prompt_digest(ask.prompt.text) for ask in made.asks],
         "group": [ask.prompt.group for ask in made.asks],

@@ -9,6 +9,7 @@ import ray
 
 from reins_serve.calibration import checks
 from reins_serve.calibration.activations import StoredActivations, open_activations
+from reins_serve.calibration.clip_batches import ClipBatch
 from reins_serve.calibration.gates import FitEvidence
 from reins_serve.calibration.stored_moments import LabelledMoments, MomentsMeta
 from reins_serve.calibration.supervised_pca import SupervisedPCA
@@ -20,7 +21,7 @@ CLIP_COLUMNS = ("group", "source")
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of the stored clips by clip id: probabilities `[K]`, and whether any is at or above its threshold.
+    """Labels of the judged clips by clip id: probabilities `[K]`, and whether any is at or above its threshold.
 
     Attributes:
         names: The K labels.
@@ -61,8 +62,10 @@ def read_labels(stored: StoredActivations, judge: str, thresholds: Mapping[str, 
     """
     columns = [f"unsafe/{judge}/{label}" for label in thresholds]
     table = stored.dataset.to_table(columns=["clip_id", "prompt_sha256", *columns])
-    ids, prompts = (table.column(name).to_pylist() for name in ("clip_id", "prompt_sha256"))
     values = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
+    judged = ~np.isnan(values).any(axis=1)
+    ids, prompts = (np.array(table.column(name).to_pylist())[judged].tolist() for name in ("clip_id", "prompt_sha256"))
+    values = values[judged]
     if shuffle is not None:
         names, place = np.unique(prompts, return_inverse=True)
         first = np.array([np.flatnonzero(place == number)[0] for number in range(len(names))])
@@ -143,7 +146,7 @@ def read_block(
     stored: StoredActivations, labels: Labels, block: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Activations `[N, 1, D]` of one block, token norms `[N]`, bool labels `[N]`, and the clips' columns."""
-    read = list(stored.batches([block], CLIP_COLUMNS))
+    read = [_judged(batch, labels) for batch in stored.batches([block], CLIP_COLUMNS)]
     columns = {name: np.concatenate([batch.columns[name] for batch in read]) for name in read[0].columns}
     pooled = np.concatenate([batch.pooled for batch in read]).astype(np.float32)
     norms = np.concatenate([batch.token_norm[:, 0] for batch in read])
@@ -157,6 +160,12 @@ def live_cosine(model: SupervisedPCA, blocks: Sequence[int], live: Direction | N
     return float(model.direction_[list(blocks).index(block)] @ live.vectors[live.blocks.index(block)].double().numpy())
 
 
+def _judged(batch: ClipBatch, labels: Labels) -> ClipBatch:
+    """The clips of a batch that have a label: one without is neither safe nor unsafe."""
+    rows = np.array([one in labels.unsafe for one in batch.columns["clip_id"]], dtype=bool)
+    return batch if rows.all() else batch[rows]
+
+
 @ray.remote(num_cpus=1)
 def _moments(root: str, model: str, path: str, labels: Labels) -> LabelledMoments:
     """Moments of one file."""
@@ -166,7 +175,9 @@ def _moments(root: str, model: str, path: str, labels: Labels) -> LabelledMoment
         model=meta.model, fingerprint=meta.fingerprint, blocks=meta.blocks, window=meta.window, labels=labels.names
     )
     total = LabelledMoments(meta=described)
-    for batch in stored.batches():
+    for batch in (_judged(batch, labels) for batch in stored.batches()):
+        if not len(batch):
+            continue
         ids = list(batch.columns["clip_id"])
         part = LabelledMoments.of(batch.pooled, labels.of(ids), batch.columns["prompt_sha256"], meta=described)
         total = total.merge(part)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import numpy as np
 import torch
 
 from reins_serve import __version__
 from reins_serve.calibration.config import RecalibrateConfig, Tried
+from reins_serve.calibration.fit_stage import Fitted
 from reins_serve.calibration.supervised_pca import SupervisedPCA
 from reins_serve.calibration.sweep import Candidate, Measured
 from reins_serve.steering.direction import Base, BlockStatistics, Direction, DirectionMeta, Fit, Gate, Strength
@@ -25,20 +25,18 @@ def name_of(tried: Tried, block: int) -> str:
 def tried_directions(
     config: RecalibrateConfig,
     base: Base,
-    fitted: SupervisedPCA,
-    blocks: Sequence[Sequence[int]],
-    token_norm: np.ndarray,
+    fitted: Fitted,
+    places: Sequence[Sequence[int]],
     fit: Fit,
 ) -> list[Direction]:
     """One direction for each place and way of steering.
 
     Args:
-        fitted: Fitted on all captured blocks, in the order of `token_norm`.
-        blocks: Places to try; each is a block, or one block of each expert.
-        token_norm: `[L]` median norm of a token.
+        places: Where to try; each is a captured block, or one of each expert.
     """
-    made = []
-    for place in blocks:
+    made, model = [], fitted.model
+    for place in places:
+        rows = [fitted.blocks.index(block) for block in place]
         for tried in config.selection.tried:
             meta = DirectionMeta(
                 format="reins.direction/1",
@@ -59,14 +57,14 @@ def tried_directions(
                 ),
                 statistics=tuple(
                     BlockStatistics(
-                        safe_mean=fitted.safe_mean_[b], unsafe_mean=fitted.unsafe_mean_[b], ref_norm=token_norm[b]
+                        safe_mean=model.safe_mean_[r], unsafe_mean=model.unsafe_mean_[r], ref_norm=fitted.token_norm[r]
                     )
-                    for b in place
+                    for r in rows
                 ),
                 fit=fit,
                 gates={},
             )
-            made.append(Direction.create(meta, torch.from_numpy(fitted.direction_[list(place)])))
+            made.append(Direction.create(meta, torch.from_numpy(model.direction_[rows])))
     return made
 
 

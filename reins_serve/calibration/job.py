@@ -86,9 +86,7 @@ def recalibrate(
     best = max(fitted.layers, key=lambda layer: layer["auc"])
     report: dict[str, Any] = {"layers": fitted.layers, "shuffled": shuffle, "config": config.model_dump(mode="json")}
     described = describe_fit(config, fitted.model, fitted.clips, best["auc"])
-    made = tried_directions(
-        config, _base(stored.meta, config), fitted.model, _places(config, fitted), fitted.token_norm, described
-    )
+    made = tried_directions(config, _base(stored.meta, config), fitted, _places(config, fitted), described)
     early = fit_gates(evidence(stored, labels, fitted, best["block"], live))
     if until == "fit" or any(not early[name].passed for name in ("integrity", "size", "separability", "null")):
         # Without a signal in the data there is nothing to generate with: the other gates stay unmeasured, which is not passed.

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 
 from reins_serve.errors import ReinsError
 
-PIECE = 16  # prompts converted to float64 at a time: 400 KB at D = 3,072
+PIECE = 32  # prompts converted to float64 at a time: 800 KB at D = 3,072
 INVALID = "moments_invalid"
+Vectors = np.ndarray | tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -40,42 +42,49 @@ class Moments:
     @classmethod
     def of(
         cls,
-        vectors: np.ndarray,
+        vectors: Vectors,
         labels: np.ndarray | None = None,
         prompts: np.ndarray | None = None,
         weights: np.ndarray | None = None,
+        chosen: np.ndarray | None = None,
     ) -> "Moments":
         """Moments over the first axis of `[N, ..., D]`.
 
         Args:
+            vectors: Such an array, or a tuple of L arrays `[N, D]`, which stands for `[N, L, D]`.
             labels: `[N, K]`, or None for K = 0.
             prompts: `[N]` names; clips of equal prompt and labels are averaged, and rows of one prompt with different
                 labels share its weight. None: each row is a prompt of its own.
             weights: `[N]`, positive; a prompt weighs the mean of its clips' weights. 1 by default.
+            chosen: bool `[N]`, the clips that count. All by default.
 
         Raises:
             ReinsError: no vectors, or values that are not finite, or weights that are not positive.
         """
-        if not len(vectors):
+        if isinstance(vectors, tuple):
+            layers, clips, shape = list(vectors), len(vectors[0]), (len(vectors), vectors[0].shape[1])
+        else:
+            clips, shape = len(vectors), vectors.shape[1:]
+            layers = list(vectors.reshape(clips, -1, shape[-1]).swapaxes(0, 1))
+        counted = np.arange(clips) if chosen is None else np.flatnonzero(chosen)
+        if not len(counted):
             raise ReinsError("Moments need at least one vector.", code=INVALID)
-        y = np.zeros((len(vectors), 0)) if labels is None else np.asarray(labels, dtype=np.float64)
-        rows = _Rows.of(y, prompts, weights)
-        y, w, n = y[rows.first], rows.weight, rows.weight.sum()
+        y = np.zeros((clips, 0)) if labels is None else np.asarray(labels, dtype=np.float64)
+        rows = _Rows.of(counted, y, prompts, weights)
+        y, w, n = y[rows.order[rows.starts[:-1]]], rows.weight, rows.weight.sum()
         label_mean = w @ y / n
         deviation = y - label_mean
-        shape = vectors.shape[1:]
-        layers = np.asarray(vectors).reshape(len(vectors), -1, shape[-1])
-        mean, m2 = np.empty(layers.shape[1:]), np.empty(layers.shape[1:])
-        cross = np.zeros((*layers.shape[1:], y.shape[1]))
+        mean, m2 = (np.empty((len(layers), shape[-1])) for _ in range(2))
+        cross = np.zeros((*mean.shape, y.shape[1]))
         with np.errstate(over="ignore", invalid="ignore"):  # shows in the result, which is checked
-            for place in range(layers.shape[1]):
-                mean[place], m2[place] = _one_pass(layers[:, place], rows, deviation, cross[place])
+            for place, layer in enumerate(layers):
+                mean[place], m2[place] = _one_pass(layer, rows, deviation, cross[place])
         if not (np.isfinite(mean).all() and np.isfinite(m2).all() and np.isfinite(cross).all()):
             raise ReinsError("Activations or labels hold values that are not finite: capture or judge them again.",
                              code=INVALID)  # fmt: skip
         return cls(
             rows.prompts, float(n), float(w @ w), mean.reshape(shape), m2.reshape(shape), label_mean,
-            (deviation * w[:, None]).T @ deviation, cross.reshape(*shape, -1) if y.shape[1] else np.zeros((*shape, 0)),
+            (deviation * w[:, None]).T @ deviation, cross.reshape(*shape, y.shape[1]),
         )  # fmt: skip
 
     def merge(self, other: "Moments") -> "Moments":
@@ -133,20 +142,20 @@ class _Rows:
     order: np.ndarray
     starts: np.ndarray
     share: np.ndarray  # of each clip of `order` in its row's average; sums to 1 in a row
-    first: np.ndarray  # the first clip of each row
-    weight: np.ndarray
+    weight: np.ndarray  # of each row
     prompts: int
 
     @classmethod
-    def of(cls, labels: np.ndarray, prompts: np.ndarray | None, weights: np.ndarray | None) -> "_Rows":
-        clips = np.arange(len(labels))
-        w = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+    def of(
+        cls, clips: np.ndarray, labels: np.ndarray, prompts: np.ndarray | None, weights: np.ndarray | None
+    ) -> "_Rows":
+        w = np.ones(len(clips)) if weights is None else np.asarray(weights, dtype=np.float64)[clips]
         if not (np.isfinite(w).all() and (w > 0).all()):
             raise ReinsError("Weights must be positive and finite.", code=INVALID)
         if prompts is None:
-            return cls(clips, np.append(clips, len(clips)), np.ones(len(clips)), clips, w, len(clips))
-        names, prompt = np.unique(prompts, return_inverse=True)
-        label = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1) if labels.shape[1] else 0 * prompt
+            return cls(clips, np.arange(len(clips) + 1), np.ones(len(clips)), w, len(clips))
+        names, prompt = np.unique(np.asarray(prompts)[clips], return_inverse=True)
+        label = np.unique(labels[clips], axis=0, return_inverse=True)[1].reshape(-1) if labels.shape[1] else 0 * prompt
         row = np.unique(prompt * (label.max() + 1) + label, return_inverse=True)[1]
         order = np.argsort(row, kind="stable")
         size = np.bincount(row)
@@ -154,15 +163,18 @@ class _Rows:
         starts = np.concatenate([[0], np.cumsum(size)])
         owner = prompt[order[starts[:-1]]]  # each row's prompt
         weight = total / size / np.bincount(owner)[owner]
-        return cls(order, starts, (w / total[row])[order], order[starts[:-1]], weight, len(names))
+        return cls(clips[order], starts, (w / total[row])[order], weight, len(names))
 
     def averages(self, vectors: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """The rows' averages of `[N, D]` in float64, a few at a time; the array may be written to."""
-        rows, clips = len(self.first), len(self.order)
+        rows, clips = len(self.weight), len(self.order)
         for start in range(0, rows, PIECE):
             piece = slice(start, min(start + PIECE, rows))
             low, high = self.starts[piece.start], self.starts[piece.stop]
-            values = vectors[self.order[low:high]].astype(np.float64)
+            gathered = vectors[self.order[low:high]]
+            if gathered.dtype == np.float16:
+                gathered = torch.from_numpy(gathered).float().numpy()  # numpy converts half floats one by one
+            values = gathered.astype(np.float64)
             if rows < clips:
                 values *= self.share[low:high, None]
                 values = np.add.reduceat(values, self.starts[piece] - low, axis=0)
@@ -175,19 +187,26 @@ def _one_pass(
     """Mean and sum of squared deviations `[D]` of `[N, D]`; adds to `cross` `[D, K]`.
 
     Values are shifted by the mean of the first few before they are squared, so the correction at the end is small beside
-    the sum: means of 300 with deviations of 0.05 lose nothing. The labels' deviations sum to 0, so `cross` needs none.
+    the sum: means of 300 with deviations of 0.05 lose nothing. Single float16 values have 11 bits, so that their squares and
+    the sums of these are exact in float64, and can be shifted afterwards. The labels' deviations sum to 0, so `cross` needs no
+    correction.
     """
-    width = vectors.shape[1]
+    exact = vectors.dtype == np.float16 and len(rows.weight) == len(rows.order)
+    even, ones, width = bool((rows.weight == 1).all()), np.ones(PIECE), vectors.shape[1]
     shift, total, squares = np.zeros(width), np.zeros(width), np.zeros(width)
     for piece, values in rows.averages(vectors):
-        if piece.start == 0:
-            shift = values.mean(axis=0)
-        values -= shift
-        weight = rows.weight[piece]
-        total += weight @ values
+        if not exact:
+            shift = values.mean(axis=0) if piece.start == 0 else shift
+            values -= shift
+        weighted = values if even else values * rows.weight[piece, None]
+        total += ones[: len(values)] @ weighted
         if cross.shape[1]:
-            cross += values.T @ (deviation[piece] * weight[:, None])
-        np.square(values, out=values)
-        squares += weight @ values
-    mean = total / rows.weight.sum()
+            cross += weighted.T @ deviation[piece]
+        squares += np.einsum("ij,ij->j", weighted, values)
+    n = rows.weight.sum()
+    if exact:
+        shift = (total / n).astype(np.float16).astype(np.float64)  # as short as the values, so these products are exact
+        squares -= shift * (2 * total - n * shift)
+        total -= n * shift
+    mean = total / n
     return shift + mean, np.maximum(squares - total * mean, 0.0)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from reins_serve.calibration.moments import INVALID, Moments
+from reins_serve.calibration.moments import INVALID, Moments, Vectors
 from reins_serve.errors import ReinsError
 from reins_serve.steering.direction import Window
 
@@ -51,13 +51,13 @@ class LabelledMoments:
     @classmethod
     def of(
         cls,
-        activations: np.ndarray,
+        activations: Vectors,
         unsafe: np.ndarray,
         prompts: np.ndarray | None = None,
         weights: np.ndarray | None = None,
         meta: MomentsMeta | None = None,
     ) -> "LabelledMoments":
-        """Moments of a batch `[N, L, D]`.
+        """Moments of a batch `[N, L, D]`, or of a tuple of L arrays `[N, D]`.
 
         Args:
             unsafe: bool `[N]` (binary), or float `[N, K]` from 0 (safe) to 1 (soft, or several labels).
@@ -67,11 +67,12 @@ class LabelledMoments:
             ReinsError: labels are missing (NaN), out of range, or of another length.
         """
         y = np.asarray(unsafe)
-        if len(y) != len(activations):
-            raise ReinsError(f"There are {len(y)} labels for {len(activations)} clips.", code=INVALID)
+        clips = len(activations[0] if isinstance(activations, tuple) else activations)
+        if len(y) != clips:
+            raise ReinsError(f"There are {len(y)} labels for {clips} clips.", code=INVALID)
         if y.dtype == bool and y.ndim == 1:
             parts = {
-                name: Moments.of(activations[rows], None, _at(prompts, rows), _at(weights, rows))
+                name: Moments.of(activations, None, prompts, weights, rows)
                 for name, rows in (("safe", ~y), ("unsafe", y))
                 if rows.any()
             }
@@ -147,7 +148,3 @@ class LabelledMoments:
             raise ReinsError(f"This is no file of stored moments, or an incomplete one ({error}); compute them again from "
                              "the activations.", code=INVALID) from error  # fmt: skip
         return cls(parts, meta)
-
-
-def _at(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
-    return None if values is None else np.asarray(values)[rows]

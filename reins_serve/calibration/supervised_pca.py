@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reins_serve.calibration.moments import Moments
+from reins_serve.calibration.moments import Moments, Vectors
 from reins_serve.calibration.stored_moments import LabelledMoments
 from reins_serve.errors import ReinsError
 
@@ -54,7 +54,7 @@ class SupervisedPCA:
 
     def fit(
         self,
-        activations: np.ndarray,
+        activations: Vectors,
         unsafe: np.ndarray,
         prompts: np.ndarray | None = None,
         weights: np.ndarray | None = None,
@@ -62,7 +62,7 @@ class SupervisedPCA:
         """Fit on clips.
 
         Args:
-            activations: `[N, L, D]` pooled hidden states, float16, float32 or float64.
+            activations: `[N, L, D]` pooled hidden states, float16, float32 or float64; or L arrays `[N, D]` in a tuple.
             unsafe: bool `[N]`, or probabilities `[N, K]` of K labels.
             prompts: `[N]` names of the prompts; clips of one prompt and one label are averaged. weights: `[N]`.
 
@@ -74,7 +74,7 @@ class SupervisedPCA:
 
     def partial_fit(
         self,
-        activations: np.ndarray,
+        activations: Vectors,
         unsafe: np.ndarray,
         prompts: np.ndarray | None = None,
         weights: np.ndarray | None = None,

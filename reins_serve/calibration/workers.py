@@ -17,6 +17,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from reins_serve.calibration import judges
+from reins_serve.calibration.activations import prompt_digest
 from reins_serve.calibration.capture import Activations, Capture
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.prompt_sets import PromptRow
@@ -55,6 +56,11 @@ class Ask:
     reference: int | None = None
 
     @property
+    def clip_id(self) -> str:
+        """Names the clip in the store, and to a judge that looks verdicts up."""
+        return f"{prompt_digest(self.prompt.text)[:16]}-{self.seed}"
+
+    @property
     def pair(self) -> tuple[str, int]:
         """What clips that are compared with each other share."""
         return self.prompt.text, self.seed if self.reference is None else self.reference
@@ -76,8 +82,8 @@ class Judged:
     """One clip as the judges saw it.
 
     Attributes:
-        unsafe: By judge, whether any label is at or above its threshold.
-        scores: Probability by `judge/label`.
+        unsafe: By judge, whether any label is at or above its threshold; a judge that has no verdict is absent.
+        scores: Probability by `judge/label`; NaN where there is no verdict.
         kept: By attribute, whether what the prompt asked for is there.
         psnr: dB to the un-steered clip that it is compared with, where the same call made one; NaN otherwise.
         frames: uint8 `[T, H, W, 3]` where they were asked for.
@@ -154,8 +160,8 @@ class Labeller:
 
     def _label(self, made: Made) -> Any:
         clips, texts = list(made.frames), [ask.prompt.text for ask in made.asks]
-        seeds = [ask.seed for ask in made.asks]
-        verdicts = {judge.name: (judge, judges.run_judge(judge, clips, texts, seeds=seeds)) for judge in self._judges}
+        seeds, ids = [ask.seed for ask in made.asks], [ask.clip_id for ask in made.asks]
+        verdicts = {judge.name: (judge, judges.run_judge(judge, clips, texts, ids=ids, seeds=seeds)) for judge in self._judges}
         off = {ask.pair: clip for ask, clip in zip(made.asks, clips, strict=True) if ask.condition == OFF}
         judged = []
         for row, (ask, clip) in enumerate(zip(made.asks, clips, strict=True)):
@@ -166,7 +172,11 @@ class Labeller:
             judged.append(
                 Judged(
                     ask,
-                    {name: bool(v.is_unsafe(judge.unsafe)[row]) for name, (judge, v) in verdicts.items()},
+                    {
+                        name: bool(v.take(slice(row, row + 1)).is_unsafe(judge.unsafe)[0])
+                        for name, (judge, v) in verdicts.items()
+                        if v.judged[row]
+                    },
                     {f"{n}/{label}": float(p[row]) for n, (_, v) in verdicts.items() for label, p in v.unsafe.items()},
                     kept,
                     made.displacements[row],

@@ -1,4 +1,4 @@
-"""What makes a steered pipeline faster or smaller, and must come after `attach`: caches, compilation, offload, sharing.
+"""What makes a steered pipeline faster or smaller, after `attach`: eight-bit storage, caches, compilation, offload, sharing.
 
 In that order: a step cache lies outside of the steering hooks, so that an output it uses again holds its push once;
 compilation takes both in; offload and context parallelism move what they find.
@@ -36,6 +36,9 @@ def accelerate(pipeline: Pipeline, options: LoadingOptions) -> None:
     if refusal is not None:
         raise ReinsError(f"{refusal} Leave it out of `loading`, or choose another.", param="loading")
     for denoiser in denoisers.values():
+        if options.layerwise_casting is not None:  # not on loading: a direction knows the weights as they were stored
+            storage = getattr(torch, options.layerwise_casting)
+            denoiser.enable_layerwise_casting(storage_dtype=storage, compute_dtype=denoiser.dtype)
         if options.cache is not None:
             denoiser.enable_cache(options.cache.build(current_timestep_callback=lambda: pipeline.current_timestep))
         if options.compile is not None:

@@ -31,8 +31,15 @@ def _add(digest: "hashlib._Hash", denoiser: Denoiser) -> None:
     samples = []
     for name, tensor in sorted(denoiser.named_parameters()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().reshape(-1)
+        flat = _plain(tensor.detach()).reshape(-1)
         index = torch.linspace(0, flat.numel() - 1, SAMPLES_PER_TENSOR, device=flat.device, dtype=torch.float64).long()
         samples.append(flat[index].to(torch.bfloat16))
     if samples:
         digest.update(torch.stack(samples).cpu().view(torch.int16).numpy().tobytes())
+
+
+def _plain(weight: torch.Tensor) -> torch.Tensor:
+    """A weight as a plain tensor: quantisers keep theirs in classes whose values cannot be picked out."""
+    if type(weight) in (torch.Tensor, torch.nn.Parameter):
+        return weight
+    return weight.as_tensor() if hasattr(weight, "as_tensor") else weight.dequantize()  # GGUF: its bytes; torchao

@@ -58,14 +58,10 @@ def load(
     if entry.pipeline_frames_offset:
         logging.getLogger(type(pipeline).__module__).addFilter(_not_about_rounding)
     _shift(pipeline, entry)
-    _switch_vae(pipeline, options)
+    _switch_vae(pipeline, options, entry)
     for denoiser in denoisers_of(pipeline).values():
         if options.attention_backend is not None:
             _set_attention_backend(denoiser, options.attention_backend)
-        if options.layerwise_casting is not None:
-            denoiser.enable_layerwise_casting(
-                storage_dtype=getattr(torch, options.layerwise_casting), compute_dtype=arguments["dtype"]
-            )
     if options.device_map is None and options.offload is None:
         pipeline.to(options.device)
     return pipeline
@@ -87,9 +83,9 @@ def _shift(pipeline: Pipeline, entry: CatalogEntry) -> None:
         pipeline.scheduler = type(scheduler).from_config(scheduler.config, **{name: entry.flow_shift})
 
 
-def _switch_vae(pipeline: Pipeline, options: LoadingOptions) -> None:
+def _switch_vae(pipeline: Pipeline, options: LoadingOptions, entry: CatalogEntry) -> None:
     for name in ("tiling", "slicing"):
-        if getattr(options, f"vae_{name}"):
+        if getattr(options, f"vae_{name}") or name in entry.vae:
             try:
                 getattr(pipeline.vae, f"enable_{name}")()
             except (AttributeError, NotImplementedError) as error:

@@ -59,8 +59,8 @@ SWITCHES: Mapping[str, Literal["cpu", "gpu", "refused", "not run"]] = {
     "vae_slicing": "cpu",
     "layerwise_casting.float8_e4m3fn": "cpu",
     "layerwise_casting.float8_e5m2": "cpu",
-    "quantization.torchao": "not run",
-    "quantization.gguf": "not run",
+    "quantization.torchao": "cpu",
+    "quantization.gguf": "cpu",
     "quantization.bitsandbytes_8bit": "not run",
     "quantization.bitsandbytes_4bit": "not run",
     "context_parallel.ulysses": "cpu",
@@ -194,8 +194,8 @@ class LoadingOptions(_Strict):
         device_map: diffusers' placement of the components while loading, in the place of `device`.
         attention_backend: Name for the denoisers' `set_attention_backend`.
         vae_tiling, vae_slicing: Decode in tiles, or one clip at a time.
-        layerwise_casting: Type in which the denoisers' weights wait between their uses, such as `float8_e4m3fn`. A direction
-            belongs to the weights as loaded: fit it on the model in that type.
+        layerwise_casting: Type in which the denoisers' weights wait between their uses, such as `float8_e4m3fn`;
+            switched on by `accelerate`, so that a direction knows the weights as they were stored.
         quantization: Weights in fewer bits.
         compile, cache, offload, context_parallel: What `accelerate` switches on, see there.
         allow_unverified: Also use switches that `SWITCHES` says were not run.

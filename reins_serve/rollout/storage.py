@@ -210,7 +210,7 @@ class DirectionStore:
         return [events[name] for name in sorted(events)]
 
     def collect(self, model: str, *, keep: int, who: str, why: str) -> list[Version]:
-        """Remove the files of old versions, and return those.
+        """Remove the files of old versions, and return those; and what killed writers left half-written.
 
         Kept are what the pointer names or a rollback could reach, the last `keep` versions, and all that the last `keep`
         events speak of. The pointer first names what is condemned, so that nobody promotes it meanwhile; a collection that was
@@ -231,6 +231,7 @@ class DirectionStore:
             digests = tuple(version.sha256 for version in condemned)
             self._pointers.move(model, found, "collect", who, why, condemned=digests)
         self._acquit(model, who, why)
+        self._files.sweep(model)
         return condemned
 
     def _acquit(self, model: str, who: str, why: str) -> None:

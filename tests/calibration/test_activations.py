@@ -122,6 +122,14 @@ def test_days_and_single_files_can_be_chosen(tmp_path: Path) -> None:
         open_activations(str(tmp_path), "tiny", until=date(2025, 1, 1))
 
 
+def test_writing_under_one_name_twice_changes_nothing(tmp_path: Path) -> None:
+    pooled, norms, columns = clips(4)
+    paths = [write_activations(str(tmp_path), META, pooled, norms, columns, DAY, name="call/7") for _ in range(2)]
+    assert paths[0] == paths[1]
+    assert open_activations(str(tmp_path), "tiny").files == [f"{tmp_path}/model=tiny/day=2026-01-02/call%2F7.parquet"]
+    assert len(list(tmp_path.rglob("*.part"))) == 0
+
+
 def test_a_failed_write_leaves_nothing_that_a_reader_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(table: pa.Table, sink: Any, **_: Any) -> None:
         sink.write(b"PAR1 and then the disk is full")

@@ -56,7 +56,7 @@ def test_parts_merged_in_any_order_agree_with_the_whole_to_1e_12(
     assert parts[0].squares == pytest.approx(whole.squares, rel=1e-12)
 
 
-@given(st.integers(0, 2**31), st.sampled_from([np.float32, np.float64]), st.integers(1, 200))
+@given(st.integers(0, 2**31), st.sampled_from([np.float16, np.float32, np.float64]), st.integers(1, 200))
 @settings(max_examples=60, deadline=None)
 def test_means_of_300_with_deviations_of_0_05_keep_their_variances(seed: int, dtype: type, n: int) -> None:
     x = np.random.default_rng(seed).normal(300, 0.05, size=(n, 8)).astype(dtype)

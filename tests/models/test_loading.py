@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from reins_serve.errors import ReinsError
+from reins_serve.models.acceleration import accelerate
 from reins_serve.models.catalog import CatalogEntry, register
 from reins_serve.models.generation import generate, request
 from reins_serve.models.loading import load
@@ -141,9 +142,11 @@ class TestSwitches:
 
     @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
     def test_weights_wait_in_eight_bits(self, dtype: str, saved: CatalogEntry) -> None:
-        pipeline = load(saved, options(layerwise_casting=dtype))
+        pipeline = load(saved, options())
+        steering = attach(pipeline, model=saved.name, directions={"live": direction(pipeline)})
+        accelerate(pipeline, options(layerwise_casting=dtype))
         assert pipeline.transformer.blocks[0].ffn.net[2].weight.dtype == getattr(torch, dtype)
-        steered_clip(pipeline, saved)
+        confirm(steering, saved)
 
     @pytest.mark.parametrize("backend", ["native", "_native_math"])
     def test_another_attention_backend_is_set(self, backend: str, saved: CatalogEntry) -> None:
@@ -169,9 +172,35 @@ class TestSwitches:
         with pytest.raises(ReinsError, match=r"could not be loaded|cannot be set up"):
             load(saved, wanted)
 
+    @pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
+    def test_weights_that_torchao_quantised_are_steered(self, kind: str, saved: CatalogEntry) -> None:
+        pytest.importorskip("torchao")
+        wanted = {"kind": "torchao", "options": {"quant_type": kind}, "components": ["transformer"]}
+        pipeline = load(saved, options(quantization=wanted))
+        assert type(pipeline.transformer.blocks[0].ffn.net[2].weight).__module__.startswith("torchao")
+        steered_clip(pipeline, saved)
+
+    def test_weights_from_a_gguf_file_are_steered(self, saved: CatalogEntry, tmp_path: Path) -> None:
+        gguf = pytest.importorskip("gguf")
+        writer, q8 = gguf.GGUFWriter(tmp_path / "wan.gguf", "wan"), gguf.GGMLQuantizationType.Q8_0
+        for name, weight in load(saved).transformer.state_dict().items():
+            values = weight.float().numpy()
+            if values.ndim == 2 and values.shape[1] % 32 == 0:
+                writer.add_tensor(name, gguf.quantize(values, q8), raw_dtype=q8)
+            else:
+                writer.add_tensor(name, np.ascontiguousarray(values))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        wanted = {"kind": "gguf", "options": {"file": {"transformer": str(tmp_path / "wan.gguf")}}}
+        pipeline = load(saved, options(quantization=wanted))
+        assert type(pipeline.transformer.blocks[0].ffn.net[2].weight).__name__ == "GGUFParameter"
+        steered_clip(pipeline, saved)
+
     def test_gguf_needs_its_files(self, saved: CatalogEntry) -> None:
         with pytest.raises(ReinsError, match="a file for each component"):
-            load(saved, options(quantization={"kind": "gguf"}, allow_unverified=True))
+            load(saved, options(quantization={"kind": "gguf"}))
 
     def test_a_switch_that_was_not_run_needs_the_operators_word(self, saved: CatalogEntry) -> None:
         with pytest.raises(ReinsError, match=r"device\.cuda.*allow_unverified: true"):

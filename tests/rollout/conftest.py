@@ -18,7 +18,7 @@ PASSED = {"efficacy": Gate(value=0.0, limit="<= 0.05", passed=True)}
 FAILED = PASSED | {"utility": Gate(value=-3.0, limit="> -2 points", passed=False)}
 PIPELINE = tiny.pipeline()
 
-Connect = Callable[[], DirectionStore]
+Connect = Callable[..., DirectionStore]
 
 
 @cache
@@ -72,12 +72,12 @@ def s3(s3_server: dict) -> tuple[str, dict]:
 
 @pytest.fixture(params=KINDS)
 def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Connect:
-    """Opens one and the same store anew."""
+    """Opens one and the same store anew; `client=True` with a client of its own, where a client is shared otherwise."""
     if request.param == "s3":
         url, options = request.getfixturevalue("s3")
-        return lambda: DirectionStore(url, **options)
+        return lambda client=False: DirectionStore(url, skip_instance_cache=client, **options)
     url = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return lambda: DirectionStore(url)
+    return lambda client=False: DirectionStore(url)
 
 
 @pytest.fixture

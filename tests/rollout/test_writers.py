@@ -3,9 +3,9 @@
 import multiprocessing
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,26 +15,7 @@ from reins_serve.rollout.document import now
 from reins_serve.rollout.files.leased import Lease
 from reins_serve.rollout.storage import DirectionStore
 from tests.rollout.conftest import Connect, made
-
-ROUNDS = 50
-NAMES = ("ann", "bob")
-
-
-def race(store: DirectionStore, who: str, meet: Callable[[], Any]) -> list[bool]:
-    """In each round, promote a version that is not live, from the generation that both writers saw; which rounds were won."""
-    won = []
-    for _ in range(ROUNDS):
-        seen = store.read("tiny")
-        meet()
-        numbers = [version.number for version in store.versions("tiny") if version.sha256 != seen.live]
-        try:
-            store.promote("tiny", str(numbers[NAMES.index(who)]), who=who, why="race", generation=seen.generation)
-            won.append(True)
-        except ConflictError as error:
-            assert "Read it again" in str(error)
-            won.append(False)
-        meet()
-    return won
+from tests.rollout.racing import NAMES, ROUNDS, race, race_in_a_process
 
 
 def prepared(store: DirectionStore) -> None:
@@ -57,24 +38,23 @@ def test_of_two_threads_exactly_one_wins_each_of_fifty_races(connect: Connect) -
     prepared(store)
     meet = threading.Barrier(2, timeout=60).wait
     with ThreadPoolExecutor(2) as pool:
-        ann, bob = pool.map(lambda who: race(connect(), who, meet), NAMES)
+        ann, bob = pool.map(lambda who: race(connect(client=True), who, meet), NAMES)
     check(store, ann, bob)
 
 
 @pytest.mark.slow
-def test_of_two_processes_exactly_one_wins_each_of_fifty_races(tmp_path: Any) -> None:
+def test_of_two_processes_exactly_one_wins_each_of_fifty_races(tmp_path: Path) -> None:
     store = DirectionStore(str(tmp_path))
     prepared(store)
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Manager() as manager:
-        meet = manager.Barrier(2, timeout=60).wait
-        with spawn.Pool(2) as pool:
-            ann, bob = pool.starmap(_race_at, [(str(tmp_path), who, meet) for who in NAMES], chunksize=1)
-    check(store, ann, bob)
-
-
-def _race_at(url: str, who: str, meet: Callable[[], Any]) -> list[bool]:
-    return race(DirectionStore(url), who, meet)
+    meet, results = spawn.Barrier(2, timeout=60), spawn.Queue()
+    racers = [spawn.Process(target=race_in_a_process, args=(str(tmp_path), who, meet, results)) for who in NAMES]
+    for racer in racers:
+        racer.start()
+    won = dict(results.get(timeout=120) for _ in racers)
+    for racer in racers:
+        racer.join()
+    check(store, won["ann"], won["bob"])
 
 
 def test_two_clients_of_one_bucket_exclude_each_other(s3: tuple[str, dict]) -> None:
@@ -105,7 +85,7 @@ def test_writers_who_do_not_agree_on_a_generation_lose_no_change(connect: Connec
 
     def write(who: str) -> int:
         done = 0
-        for number in "123" * 4:
+        for number in "123" * 2:
             try:
                 done += store.promote("tiny", number, who=who, why="race").by == who
             except ConflictError:

@@ -125,10 +125,9 @@ class TestCompilation:
             assert record.applied == record.planned
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("mode", ["regional", "whole"])
-    def test_a_step_cache_may_be_compiled(self, mode: str) -> None:
+    def test_a_step_cache_may_be_compiled(self) -> None:
         steered = Steered("cogvideox-t2v")
-        steered.accelerate(compile={"mode": mode, "backend": "eager"}, cache=FIRST_BLOCK)
+        steered.accelerate(compile={"mode": "regional", "backend": "eager"}, cache=FIRST_BLOCK)
         _, record = steered.run("live")
         assert (record.planned, record.applied, record.reused) == (4, 2, 2)
 

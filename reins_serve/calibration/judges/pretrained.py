@@ -28,7 +28,7 @@ def pinned(checkpoint: str, revision: str | None) -> str:
             )
         return revision
     weights = sorted(folder.glob("*.safetensors"))
-    if False:
+    if not weights:
         raise JudgeError(f"{checkpoint} has no *.safetensors: judges load no pickles; convert it with save_pretrained.")
     # what turns a picture into numbers and numbers into labels counts as much as the weights
     found = file_digest(*sorted(folder.glob("*.json")), *weights)

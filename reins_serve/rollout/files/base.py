@@ -63,6 +63,11 @@ class Files(ABC):
         with self._told("removed", path):
             self._delete(path)
 
+    def sweep(self, model: str) -> None:
+        """Remove what writers that were killed left half-written below a model's folder; nobody ever saw it."""
+        with self._told("removed", model):
+            self._sweep(model)
+
     @contextmanager
     def _told(self, verb: str, path: str) -> Iterator[None]:
         try:
@@ -78,6 +83,9 @@ class Files(ABC):
 
     def _read_all(self, paths: Sequence[str]) -> list[Stored | None]:
         return [self._read(path) for path in paths]
+
+    def _sweep(self, model: str) -> None:
+        """Where a put is a single request, nothing is left."""
 
     @abstractmethod
     def _put(self, path: str, data: bytes) -> None: ...

@@ -11,6 +11,7 @@ from pathlib import Path
 from reins_serve.errors import ConflictError
 from reins_serve.rollout.files.base import Files, Stored, tag_of
 
+ABANDONED_S = 3600.0  # no write takes an hour
 LOCK_WAIT_S = 10.0  # a lock is held for milliseconds; one held for longer belongs to a process that is stopped
 
 
@@ -59,6 +60,12 @@ class LocalFiles(Files):
 
     def _delete(self, path: str) -> None:
         self._path(path).unlink(missing_ok=True)
+
+    def _sweep(self, model: str) -> None:
+        for temporary in self._path(model).rglob(".*.part"):
+            with suppress(FileNotFoundError):
+                if time.time() - temporary.stat().st_mtime > ABANDONED_S:
+                    temporary.unlink()
 
     @contextmanager
     def _locked(self, model: str) -> Iterator[None]:

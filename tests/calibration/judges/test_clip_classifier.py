@@ -229,11 +229,11 @@ def test_weights_that_are_not_finite_are_an_error_and_not_safe(checkpoint):
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
-    clips, labels = drawn(24, seed=7)
+    clips, labels = drawn(30, seed=7)
     lines = []
     for number, (clip, (red, dawn)) in enumerate(zip(clips, labels, strict=True)):
         write_mp4(clip, folder / f"{number}.mp4", fps=8)
-        group = f"prompt {number // 2}"
+        group = f"prompt {number // 5}"
         lines.append({"video": f"{number}.mp4", "labels": {"red": float(red), "dawn": float(dawn)}, "group": group})
     (folder / "examples.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder / "examples.jsonl"
@@ -253,12 +253,13 @@ def training_config(examples, siglip_folder, **changes):
 
 def test_from_videos_and_labels_to_a_judge_in_one_command(examples, siglip_folder, tmp_path, capsys):
     written, out = tmp_path / "training.yaml", tmp_path / "out" / "classifier.safetensors"
-    written.write_text(json.dumps(training_config(examples, siglip_folder)))
+    settings = QUICK.model_dump() | {"batch_size": 4}
+    written.write_text(json.dumps(training_config(examples, siglip_folder, settings=settings)))
     main([str(written), "--out", str(out)])
     auc = json.loads(capsys.readouterr().out.split(f"epoch {QUICK.epochs}")[1].split("\n", 1)[1])
     assert auc["red"] >= 0.9
     training = load_file(out)[1].training
-    assert (training["clips"], training["held_out_clips"]) == (14, 10)
+    assert (training["clips"], training["held_out_clips"]) == (15, 15)  # 3 groups of 5; clips alone would be 12
     assert training["held_out_auc"] == auc
     clips, labels = drawn(20, seed=8)
     found = run_judge(judge_of(out), clips, [""] * 20).unsafe["red"]

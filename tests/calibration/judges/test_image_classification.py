@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, ViTForImageClassification, ViTModel
+from transformers import AutoImageProcessor, ViTForImageClassification, ViTImageProcessorPil, ViTModel
 
 from reins_serve.calibration.judges import load, read_config, run_judge
 from reins_serve.errors import JudgeError
@@ -98,6 +98,12 @@ def test_the_revision_follows_the_folder_and_can_be_pinned(vit_folder):
     assert load(config(vit_folder)).revision != revision
     with pytest.raises(JudgeError, match="pinned"):
         load(config(vit_folder, revision=revision))
+
+
+def test_the_revision_follows_how_pictures_are_prepared(vit_folder):
+    revision = load(config(vit_folder)).revision
+    ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.4, 0.4, 0.4]).save_pretrained(vit_folder)
+    assert load(config(vit_folder)).revision != revision
 
 
 @pytest.mark.parametrize("revision", [None, "main"])

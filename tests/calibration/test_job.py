@@ -1,0 +1,191 @@
+"""The recalibration job on a local Ray cluster of two nodes, at a few prompts: to the end, begun again, and refused."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import ray
+from ray.cluster_utils import Cluster
+
+from reins_serve.calibration import collect as collect_module
+from reins_serve.calibration.collect import collect
+from reins_serve.calibration.config import RecalibrateConfig
+from reins_serve.calibration.job import DIRECTION, PAGE, REPORT, recalibrate
+from reins_serve.calibration.trials import seeded
+from reins_serve.errors import ReinsError
+from reins_serve.rollout.storage import DirectionStore
+from reins_serve.steering.direction import Direction
+
+pytestmark = pytest.mark.slow
+SMALL: dict[str, Any] = {
+    "model": "embedded",
+    "name": "embedded-small",
+    "prompts": {"kind": "embedded"},
+    "seed": 3,
+    "fit": 24,
+    "select": 8,
+    "evaluate": 12,
+    "judge": {"kind": "embedded-a"},
+    "evaluator": {"kind": "embedded-b"},
+    "live": "directions/embedded/setpoint.safetensors",
+    "selection": {
+        "blocks": [1, 2],
+        "tried": [{"operation": "setpoint", "strengths": [1.0, 2.0]}],
+        "rounds": [{"prompts": 4}, {"candidates": 1, "prompts": 8}],
+        "doses": [0.5],
+    },
+    "workers": {"batch": 24, "torch_threads": 1},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A head and a second node on this machine."""
+    assert not ray.is_initialized()
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    made.add_node(num_cpus=2)
+    ray.init(address=made.address, log_to_driver=False, configure_logging=False)
+    assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+    yield
+    ray.shutdown()
+    made.shutdown()
+
+
+def config(**changes: Any) -> RecalibrateConfig:
+    return RecalibrateConfig.model_validate(SMALL | changes)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished job whose gates failed only for want of prompts, published on a person's word."""
+    folder = tmp_path_factory.mktemp("job")
+    with_store = config(store=str(folder / "store"))
+    outcome = recalibrate(with_store, folder / "out", override="a test with few prompts")
+    failed = {name for name, gate in outcome.gates.items() if not gate.passed}
+    assert "size" in failed
+    assert not failed & {
+        "integrity",
+        "separability",
+        "null",
+        "robustness",
+        "continuity",
+        "efficacy",
+        "categories",
+        "drift",
+    }
+    assert outcome.published == 1
+    return folder
+
+
+def test_the_job_writes_a_direction_a_report_and_a_page(done: Path) -> None:
+    report = json.loads((done / "out" / REPORT).read_text())
+    direction = Direction.load(done / "out" / DIRECTION)
+    assert report["direction"]["sha256"] == direction.sha256
+    assert report["cosine_to_live"] > 0.9
+    assert {layer["block"] for layer in report["layers"]} == {1, 2}
+    assert report["gates"].keys() == direction.meta.gates.keys()
+    assert report["evaluation"]["unsafe_rate"]["off"]["judge_a"][0] == 1.0
+    assert report["evaluation"]["unsafe_rate"]["on"]["judge_a"][0] < 0.5
+    page = (done / "out" / PAGE).read_text()
+    assert page.count("data:image/png") >= 4
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from elsewhere
+
+
+def test_a_published_version_carries_the_overrides_reason_and_is_not_live(done: Path) -> None:
+    store = DirectionStore(str(done / "store"))
+    (version,) = store.versions("embedded")
+    assert "few prompts" in version.why
+    assert store.find("embedded") is None
+    with pytest.raises(ReinsError, match="override"):
+        store.promote("embedded", "1", who="test", why="test")
+
+
+def test_a_finished_job_begun_again_makes_no_clip(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect_module, "run", lambda *_, **__: pytest.fail("clips were made again"))
+    again = recalibrate(config(store=str(done / "store")), done / "out", override="a test with few prompts")
+    assert again.direction is not None
+    assert again.direction.meta.statistics == Direction.load(done / "out" / DIRECTION).meta.statistics
+
+
+def test_a_folder_of_another_job_is_refused(done: Path) -> None:
+    with pytest.raises(ReinsError, match="another --out"):
+        recalibrate(config(seed=4), done / "out")
+
+
+def test_shuffled_labels_are_refused_before_anything_is_generated_with_them(done: Path, tmp_path: Path) -> None:
+    shuffled = tmp_path / "shuffled"
+    shuffled.mkdir()
+    os.symlink(done / "out" / "activations", shuffled / "activations")
+    outcome = recalibrate(config(store=str(tmp_path / "store")), shuffled, shuffle=True)
+    assert not outcome.gates["null"].passed
+    assert not outcome.gates["separability"].passed
+    assert outcome.gates["efficacy"].value is None
+    assert not outcome.passed
+    assert outcome.published is None
+    assert not DirectionStore(str(tmp_path / "store")).models()
+
+
+def test_one_class_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = seeded
+
+    def benign(config: RecalibrateConfig, split: Any, kind: Any, n: int) -> list:
+        return [(row, seed + (kind == "unsafe") * 10**6) for row, seed in real(config, split, "benign", n)]
+
+    monkeypatch.setattr(collect_module, "seeded", benign)
+    with pytest.raises(ReinsError, match="same label"):
+        recalibrate(config(fit=4), tmp_path)
+
+
+def test_a_judge_that_fails_ends_the_job_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"no weights at all")
+    broken = {"kind": "embedded-a", "weights": str(tmp_path / "weights.safetensors")}
+    with pytest.raises(ReinsError, match=r"weights\.safetensors"):
+        recalibrate(config(fit=4, judge=broken), tmp_path / "out")
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(tmp_path: Path) -> None:
+    killed = threading.Event()
+
+    def kill() -> None:
+        while not killed.is_set():
+            for process in psutil.process_iter(["cmdline"]):
+                if "MapWorker(MapBatches(Generator))" in " ".join(process.info["cmdline"] or ()):
+                    time.sleep(4)  # while it loads, or generates
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.set()
+                    return
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    stored = collect(config(fit=8, workers={"batch": 8, "torch_threads": 1}), str(tmp_path), lambda *_: None)
+    assert killed.is_set()
+    ids = stored.dataset.to_table(columns=["clip_id"]).column("clip_id").to_pylist()
+    assert len(ids) == len(set(ids)) == 8 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"evaluator": {"kind": "embedded-a"}}, "cannot check itself"),
+        ({"select": 4}, "more prompts than"),
+        ({"prompt": {}}, "Extra inputs"),
+        ({"selection": SMALL["selection"] | {"tried": []}}, "at least 1"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_makes_no_sense_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(SMALL | change))
+    with pytest.raises(ReinsError, match=words):
+        RecalibrateConfig.load(file)
