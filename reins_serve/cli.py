@@ -10,12 +10,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from reins_serve import cli_models
+from reins_serve import cli_directions, cli_models
 from reins_serve.errors import ReinsError
 from reins_serve.serving.config import find_file
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__)
 app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_directions.app, name="directions")
 DIRECTION = "directions/{model}/setpoint.safetensors"
 
 

@@ -60,16 +60,26 @@ class Capture:
         blocks: Numbers of the blocks to read, in the order of the result's axis L.
         window: The share of the steps to read; the steering window of the direction that is to be fitted. Of two experts
             each is read in those steps of the window that it makes.
+        clock: Whether it keeps a step clock of its own. A generation of an attached pipeline has one already: then call
+            `ended` from its `on_step`.
     """
 
-    def __init__(self, pipeline: Pipeline, prompts: int, blocks: Sequence[int], window: Window | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        prompts: int,
+        blocks: Sequence[int],
+        window: Window | None = None,
+        *,
+        clock: bool = True,
+    ) -> None:
         self.pipeline = pipeline
         self.prompts = prompts
         self.blocks = tuple(blocks)
         self.window = window or Window()
         self.open = self.window.start == 0
-        self._clock = StepClock(pipeline, self._ended)
-        self.arguments: dict[str, Any] = self._clock.arguments
+        self._clock = StepClock(pipeline, self.ended) if clock else None
+        self.arguments: dict[str, Any] = self._clock.arguments if self._clock is not None else {}
         self._calls: dict[str, Calls] = {}
         self._pooled: Tensor | None = None
         self._norm: Tensor | None = None
@@ -84,13 +94,15 @@ class Capture:
             block: CaptureHook(self, self._calls[path[block][0]], place) for place, block in enumerate(self.blocks)
         }
         add_hooks(self.pipeline, hooks, HOOK_NAME)
-        self._clock.start()
+        if self._clock is not None:
+            self._clock.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._clock.stop(completed=error is None)
+        if self._clock is not None:
+            self._clock.stop(completed=error is None)
         remove_hooks(self.pipeline, HOOK_NAME)
 
     def add(self, place: int, hidden: Tensor) -> None:
@@ -116,7 +128,8 @@ class Capture:
         added = torch.tensor(self._added, dtype=torch.float32, device=self._norm.device)
         return Activations((self._pooled / added[:, None]).cpu().numpy(), (self._norm / added).cpu().numpy())
 
-    def _ended(self, step: int, total: int) -> None:
+    def ended(self, step: int, total: int) -> None:
+        """A step is over: decide whether the next one is read."""
         self.open = (step + 1) % total in self.window.steps(total)
         for calls in self._calls.values():
             calls.begin()

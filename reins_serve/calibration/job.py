@@ -88,7 +88,7 @@ def recalibrate(
     described = describe_fit(config, fitted.model, fitted.clips, best["auc"])
     made = tried_directions(config, _base(stored.meta, config), fitted, _places(config, fitted), described)
     early = fit_gates(evidence(stored, labels, fitted, best["block"], live))
-    if until == "fit" or any(not early[name].passed for name in ("integrity", "size", "separability", "null")):
+    if until == "fit" or any(not early[name].passed for name in ("integrity", "separability", "null")):
         # Without a signal in the data there is nothing to generate with: the other gates stay unmeasured, which is not passed.
         gates = early | {name: Gate(value=None, limit="not measured", passed=False) for name in UNMEASURED}
         if until == "fit":

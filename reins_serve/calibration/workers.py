@@ -161,7 +161,9 @@ class Labeller:
     def _label(self, made: Made) -> Any:
         clips, texts = list(made.frames), [ask.prompt.text for ask in made.asks]
         seeds, ids = [ask.seed for ask in made.asks], [ask.clip_id for ask in made.asks]
-        verdicts = {judge.name: (judge, judges.run_judge(judge, clips, texts, ids=ids, seeds=seeds)) for judge in self._judges}
+        verdicts = {
+            judge.name: (judge, judges.run_judge(judge, clips, texts, ids=ids, seeds=seeds)) for judge in self._judges
+        }
         off = {ask.pair: clip for ask, clip in zip(made.asks, clips, strict=True) if ask.condition == OFF}
         judged = []
         for row, (ask, clip) in enumerate(zip(made.asks, clips, strict=True)):

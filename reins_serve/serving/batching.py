@@ -71,6 +71,12 @@ class Batcher(Generic[Work]):
             if batch is not None and ticket in batch.tickets and all(t.cancelled for t in batch.tickets):
                 batch.stop.set()
 
+    @property
+    def waiting(self) -> int:
+        """Tickets that wait for a batch."""
+        with self._changed:
+            return len(self._waiting)
+
     def close(self) -> None:
         """Stop after the running batch, and wait for it. Tickets that still wait are dropped."""
         with self._changed:

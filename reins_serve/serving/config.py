@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reins_serve.calibration.live import SamplingConfig
 from reins_serve.errors import DirectionError, ReinsError
 from reins_serve.models import catalog
 from reins_serve.models.catalog import CatalogEntry
@@ -38,6 +39,7 @@ class ModelConfig(_Strict):
         specs: Entries of SPECS, by class name, for denoisers that steering does not know.
         task: What it makes, one of its entry's tasks; None: the first.
         loading: How its checkpoint is loaded and accelerated.
+        sampling: What a replica stores of live traffic for the next recalibration; None: nothing.
         torch_threads: Threads of one replica's arithmetic on the CPU; None leaves torch's own choice.
         num_cpus, num_gpus: What Ray reserves for one replica.
         max_batch_size: Most requests of equal shape, steps and guidance that share one pipeline call.
@@ -53,6 +55,7 @@ class ModelConfig(_Strict):
     specs: dict[str, DenoiserSpec] = Field(default_factory=dict)
     task: str | None = None
     loading: LoadingOptions = LoadingOptions()
+    sampling: SamplingConfig | None = None
     torch_threads: int | None = Field(None, ge=1)
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1, ge=0)
@@ -68,6 +71,15 @@ class ModelConfig(_Strict):
             raise ValueError(
                 f"model {self.name}: name a direction file under directions.{LIVE}, or say policy.required: false to serve "
                 "clips that are marked as unsteered"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sampled_as_it_is(self) -> "ModelConfig":
+        if self.sampling is not None and (self.loading.compile is not None or self.loading.cache is not None):
+            raise ValueError(
+                f"model {self.name}: sampling reads the activations of every block and step, which a compiled or cached model "
+                "does not show; leave loading.compile and loading.cache out where traffic is sampled"
             )
         return self
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from reins_serve import plugin
+from reins_serve.calibration.live import LiveSampler
 from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotApplied
 from reins_serve.models import loading, video
 from reins_serve.models.acceleration import accelerate
@@ -71,6 +72,9 @@ class VideoReplica:
         )
         accelerate(self._pipeline, config.loading)
         confirm(self._steering, self._entry)
+        self._sampler = (
+            LiveSampler(config.sampling, self._entry, self._steering) if config.sampling is not None else None
+        )
         self._unproved = 0
         self._metrics = InnerMetrics(config.name)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="reins-encoder")
@@ -143,6 +147,9 @@ class VideoReplica:
         self._metrics.stage("generate", seconds)
         for ticket, clip_frames, record in zip(batch.tickets, frames, records, strict=True):
             self._encoder.submit(self._deliver, ticket, clip_frames, record, seconds, len(rows))
+        if self._sampler is not None:
+            self._sampler.offer([row.clip for row in rows])
+            self._sampler.run(busy=lambda: self._batcher.waiting > 0)
 
     def _deliver(
         self, ticket: Ticket[_Row], frames: np.ndarray, record: GenerationRecord, seconds: float, batch_size: int

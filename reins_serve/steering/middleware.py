@@ -7,7 +7,7 @@ clock, it enters into its ledgers what the step that ended had to push, and prep
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,12 @@ from reins_serve.steering.policy import (
 )
 
 OnStep = Callable[[int, int], None]
+
+
+class Cancel(Protocol):
+    """A `threading.Event`, or anything else that can say whether to stop."""
+
+    def is_set(self) -> bool: ...
 
 
 class SteeringMiddleware:
@@ -94,7 +100,7 @@ class SteeringMiddleware:
         policy: str | None = None,
         rows: Sequence[SteeringRow] | None = None,
         on_step: OnStep | None = None,
-        cancel: threading.Event | None = None,
+        cancel: Cancel | None = None,
         callback_on_step_end: StepEnd | None = None,
     ) -> "Generation":
         """Open a generation: `with steering.generation(...) as g: pipeline(prompt, **g.arguments)`; then `g.record`.
@@ -142,7 +148,7 @@ class Generation:
         middleware: SteeringMiddleware,
         plans: list[RowPlan],
         on_step: OnStep | None = None,
-        cancel: threading.Event | None = None,
+        cancel: Cancel | None = None,
         callback: StepEnd | None = None,
     ) -> None:
         if not plans:

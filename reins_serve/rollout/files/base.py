@@ -86,6 +86,7 @@ class Files(ABC):
 
     def _sweep(self, model: str) -> None:
         """Where a put is a single request, nothing is left."""
+        return
 
     @abstractmethod
     def _put(self, path: str, data: bytes) -> None: ...
