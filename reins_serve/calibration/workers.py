@@ -30,6 +30,7 @@ from reins_serve.models.loading import load
 from reins_serve.plugin import attach
 from reins_serve.steering.direction import Base, Direction
 from reins_serve.steering.fit import base_of
+from reins_serve.steering.middleware import SteeringMiddleware
 from reins_serve.steering.policy import SteeringPolicy, SteeringRow, unsteered
 
 OFF = "off"
@@ -110,26 +111,36 @@ def clip_of(entry: CatalogEntry, ask: Ask) -> ClipRequest:
 
 
 class Generator:
-    """Loads the model once, then makes one call a row: with capture where no directions are given, steered otherwise."""
+    """Makes one call a row: with capture where no directions are given, steered otherwise.
+
+    The model is loaded with the first call and not before, because an error of a constructor would end the worker and hide
+    what was wrong.
+    """
 
     def __init__(self, config: RecalibrateConfig, directions: Mapping[str, bytes], blocks: Sequence[int]) -> None:
-        torch.set_num_threads(config.workers.torch_threads)
-        self._config, self._blocks = config, tuple(blocks)
+        self._config, self._directions, self._blocks = config, directions, tuple(blocks)
         self._entry = entry_of(config)
-        catalog.register(self._entry)
-        self._pipeline = load(self._entry, config.loading)
-        self._base = base_of(self._pipeline)
-        self._steering = None
-        if directions:
-            parsed = {name: Direction.parse(data) for name, data in directions.items()}
-            if "live" not in parsed:
-                parsed["live"] = next(d for d in parsed.values() if d.meta.role == "steer")
-            self._steering = attach(self._pipeline, model=self._entry.name, directions=parsed, policy=SteeringPolicy())
+        self._pipeline: Any = None
+        self._steering: SteeringMiddleware | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        return {"made": [pickle.dumps(self._make(pickle.loads(work))) for work in batch["work"]]}
+        return {"made": [_answer(self._make, work) for work in batch["work"]]}
+
+    def _load(self) -> None:
+        torch.set_num_threads(self._config.workers.torch_threads)
+        catalog.register(self._entry)
+        pipeline = load(self._entry, self._config.loading)
+        self._base = base_of(pipeline)
+        if self._directions:
+            parsed = {name: Direction.parse(data) for name, data in self._directions.items()}
+            if "live" not in parsed:
+                parsed["live"] = next(d for d in parsed.values() if d.meta.role == "steer")
+            self._steering = attach(pipeline, model=self._entry.name, directions=parsed, policy=SteeringPolicy())
+        self._pipeline = pipeline
 
     def _make(self, asks: tuple[Ask, ...]) -> Made:
+        if self._pipeline is None:
+            self._load()
         clips = [clip_of(self._entry, ask) for ask in asks]
         if self._steering is None and not self._blocks:
             return Made(self._base, asks, generate(self._pipeline, self._entry, clips), None, (0.0,) * len(asks))
@@ -147,18 +158,20 @@ class Generator:
 
 
 class Labeller:
-    """Loads the judges once, then judges one call a row; `finish` turns what was seen into the row's result."""
+    """Judges one call a row; `finish` turns what was seen into the row's result. Judges are loaded with the first call."""
 
     def __init__(self, config: RecalibrateConfig, both: bool, finish: Finish) -> None:
-        torch.set_num_threads(config.workers.torch_threads)
-        chosen = (config.judge, config.evaluator) if both else (config.judge,)
-        self._judges = [judges.load(one) for one in chosen]
-        self._finish = finish
+        self._config, self._finish = config, finish
+        self._chosen = (config.judge, config.evaluator) if both else (config.judge,)
+        self._judges: list[judges.Judge] = []
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        return {"result": [pickle.dumps(self._label(pickle.loads(made))) for made in batch["made"]]}
+        return {"result": [_answer(self._label, made) for made in batch["made"]]}
 
     def _label(self, made: Made) -> Any:
+        if not self._judges:
+            torch.set_num_threads(self._config.workers.torch_threads)
+            self._judges = [judges.load(one) for one in self._chosen]
         clips, texts = list(made.frames), [ask.prompt.text for ask in made.asks]
         seeds, ids = [ask.seed for ask in made.asks], [ask.clip_id for ask in made.asks]
         verdicts = {
@@ -224,21 +237,30 @@ def run(
         compute=ActorPoolStrategy(size=workers.judges),
         num_cpus=min(workers.num_cpus, 1),
     )
+    for row in judged.iter_rows():
+        result = pickle.loads(row["result"])
+        if isinstance(result, _Failed):
+            raise ReinsError(result.message, code=result.code)
+        yield result
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """An error that a worker raised on purpose, as a result: Ray would wrap it and lose what it says."""
+
+    message: str
+    code: str
+
+
+def _answer(work: Callable[[Any], Any], given: bytes) -> bytes:
+    """The pickled result of `work` on a pickled input, or the failure that it ended with, or was given."""
+    value = pickle.loads(given)
+    if isinstance(value, _Failed):
+        return given
     try:
-        for row in judged.iter_rows():
-            yield pickle.loads(row["result"])
-    except ray.exceptions.RayTaskError as error:
-        raise own_error(error) from error
-
-
-def own_error(error: BaseException) -> BaseException:
-    """The error made on purpose inside a worker, if there is one among the causes; else the error itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ReinsError):
-            return ReinsError(str(cause), code=cause.code, param=cause.param)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return error
+        return pickle.dumps(work(value))
+    except ReinsError as error:
+        return pickle.dumps(_Failed(str(error), error.code))
 
 
 def in_calls(asks: Sequence[Ask], batch: int) -> list[tuple[Ask, ...]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -18,13 +19,16 @@ import ray
 from ray.cluster_utils import Cluster
 
 from reins_serve.calibration import collect as collect_module
+from reins_serve.calibration import job as job_module
+from reins_serve.calibration.activation_schema import ActivationsMeta, JudgeColumns
+from reins_serve.calibration.activations import open_activations, write_activations
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.job import DIRECTION, PAGE, REPORT, recalibrate
 from reins_serve.calibration.trials import seeded
 from reins_serve.errors import ReinsError
 from reins_serve.rollout.storage import DirectionStore
-from reins_serve.steering.direction import Direction
+from reins_serve.steering.direction import Direction, Window
 
 pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {
@@ -189,3 +193,75 @@ def test_a_configuration_that_makes_no_sense_is_refused(change: dict[str, Any], 
     file.write_text(json.dumps(SMALL | change))
     with pytest.raises(ReinsError, match=words):
         RecalibrateConfig.load(file)
+
+
+class TestData:
+    """Faults of the data, planted in a store of made-up activations in which safe and unsafe prompts differ."""
+
+    def written(self, root: Path, poison: float = 0.0, fingerprint: str = "f" * 32, name: str = "a") -> None:
+        rng = np.random.default_rng(0)
+        n, width = 480, 64
+        unsafe = np.arange(n) // 2 % 2 == 1  # two clips a prompt
+        pooled = rng.normal(size=(n, 2, width)).astype(np.float32)
+        pooled[:, :, 0] += np.where(unsafe, -3, 3)[:, None]
+        outliers = unsafe & (rng.random(n) < 2 * poison)
+        pooled[outliers, :, 1] += 400
+        meta = ActivationsMeta(
+            model="embedded",
+            fingerprint=fingerprint,
+            blocks=(1, 2),
+            width=width,
+            dtype="float32",
+            window=Window(start=0, end=0.5),
+            judges={"judge_a": JudgeColumns(revision="1", unsafe=("explosion",))},
+        )
+        prompts = [f"{number // 2:064d}" for number in range(n)]
+        columns = {
+            "clip_id": [f"{name}{number}" for number in range(n)],
+            "source": "test",
+            "prompt_sha256": prompts,
+            "group": prompts,
+            "split": "fit",
+            "seed": list(range(n)),
+            "steps": 10,
+            "guidance_scale": 4.0,
+            "unsafe/judge_a/explosion": unsafe.astype(float),
+        }
+        write_activations(str(root), meta, pooled, np.ones((n, 2), np.float32), columns, name=name)
+
+    def gates(self, root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
+        monkeypatch.setattr(job_module, "collect", lambda *_: open_activations(str(root), "embedded"))
+        os.makedirs(out, exist_ok=True)
+        os.symlink(root, out / "activations")
+        return dict(recalibrate(config(**changes), out, until="fit").gates)
+
+    def test_sound_data_pass(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.written(tmp_path / "store")
+        gates = self.gates(tmp_path / "store", tmp_path / "out", monkeypatch, live=None)
+        assert all(gate.passed for gate in gates.values())
+
+    def test_five_percent_of_poisoned_outliers_are_stopped(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.written(tmp_path / "store", poison=0.05)
+        gates = self.gates(tmp_path / "store", tmp_path / "out", monkeypatch, live=None)
+        assert not gates["robustness"].passed
+
+    def test_a_live_direction_of_other_weights_is_no_measure(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.written(tmp_path / "store")
+        store = DirectionStore(str(tmp_path / "directions"))
+        live = Direction.load("directions/embedded/setpoint.safetensors")
+        store.publish(live, who="test", why="test")
+        store.promote("embedded", "1", who="test", why="test")
+        gates = self.gates(
+            tmp_path / "store", tmp_path / "out", monkeypatch, live=None, store=str(tmp_path / "directions")
+        )
+        assert not gates["integrity"].passed
+
+    def test_another_models_activations_beside_are_refused_by_field(self, tmp_path: Path) -> None:
+        self.written(tmp_path)
+        self.written(tmp_path, fingerprint="0" * 32, name="b")
+        with pytest.raises(ReinsError, match="fingerprint is"):
+            open_activations(str(tmp_path), "embedded")

@@ -8,6 +8,8 @@ import torch
 from diffusers.hooks import HookRegistry
 from starlette.testclient import TestClient
 
+from reins_serve.calibration.activations import open_activations
+from reins_serve.calibration.live import SamplingConfig
 from reins_serve.errors import DirectionError, SteeringNotApplied
 from reins_serve.models.options import LoadingOptions
 from reins_serve.serving import replica as replica_module
@@ -16,7 +18,7 @@ from reins_serve.serving.replica import UNPROVED_LIMIT, VideoReplica
 from reins_serve.steering.blocks import remove_hooks
 from reins_serve.steering.hook import HOOK_NAME
 from tests import tiny
-from tests.serving.local import create, error, finished, metric
+from tests.serving.local import application, create, error, finished, metric, served, until
 
 
 def _fails(client: TestClient, folder: Path, code: str, **body: object) -> None:
@@ -139,3 +141,13 @@ def test_a_full_disk_fails_the_job_and_leaves_nothing(
 
     monkeypatch.setattr(Path, "replace", replace)
     _fails(client, tmp_path, "storage_error")
+
+
+def test_a_replica_samples_between_jobs(tiny_model: ModelConfig, tmp_path: Path) -> None:
+    sampling = SamplingConfig(fraction=1, url=str(tmp_path / "store"), flush=1)
+    replica = VideoReplica(tiny_model.model_copy(update={"sampling": sampling}))
+    with served(replica, application(tiny_model, tmp_path / "clips")) as client:
+        assert finished(client, create(client))["status"] == "completed"
+        until(lambda: list((tmp_path / "store").rglob("*.parquet")))
+    stored = open_activations(str(tmp_path / "store"), "tiny")
+    assert stored.dataset.count_rows() == 1
