@@ -8,11 +8,13 @@ import numpy as np
 import ray
 
 from reins_serve.calibration import checks
+from reins_serve.calibration.activation_schema import ActivationsMeta
 from reins_serve.calibration.activations import StoredActivations, open_activations
 from reins_serve.calibration.clip_batches import ClipBatch
 from reins_serve.calibration.gates import FitEvidence
 from reins_serve.calibration.stored_moments import LabelledMoments, MomentsMeta
 from reins_serve.calibration.supervised_pca import SupervisedPCA
+from reins_serve.errors import ReinsError
 from reins_serve.steering.direction import Direction
 
 FOLDS = 5
@@ -31,11 +33,11 @@ class Labels:
     probability: Mapping[str, np.ndarray]
     unsafe: Mapping[str, bool]
 
-    def of(self, ids: Sequence[str]) -> np.ndarray:
-        """What the fit learns from: bool `[N]` for one label, probabilities `[N, K]` for several."""
-        if len(self.names) == 1:
-            return np.array([self.unsafe[one] for one in ids])
-        return np.stack([self.probability[one] for one in ids])
+    def of(self, ids: Sequence[str], by_category: bool = False) -> np.ndarray:
+        """What a fit learns from: whether any label holds, bool `[N]`; by category, the probabilities `[N, K]`."""
+        if by_category:
+            return np.stack([self.probability[one] for one in ids])
+        return np.array([self.unsafe[one] for one in ids])
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Fitted:
     Attributes:
         layers: Per block, JSON-ready: AUC, refit cosine, cosine to the live direction.
         clips: Number of clips.
+        categories: Where there are several labels, what a push away from all of them does to each, or why that is not known.
     """
 
     model: SupervisedPCA
@@ -52,6 +55,7 @@ class Fitted:
     token_norm: np.ndarray
     layers: list[dict[str, Any]]
     clips: int
+    categories: dict[str, Any] | None = None
 
 
 def read_labels(stored: StoredActivations, judge: str, thresholds: Mapping[str, float], shuffle: int | None) -> Labels:
@@ -77,11 +81,7 @@ def read_labels(stored: StoredActivations, judge: str, thresholds: Mapping[str, 
 def fit(root: str, stored: StoredActivations, labels: Labels, live: Direction | None) -> Fitted:
     """Moments by file on the cluster, merged pairwise; then the direction of every block and its held-out figures."""
     meta = stored.meta
-    shared = ray.put(labels)
-    parts = [_moments.remote(root, meta.model, path, shared) for path in stored.files]
-    while len(parts) > 1:
-        parts = [_merged.remote(*parts[place : place + 2]) for place in range(0, len(parts), 2)]
-    model = SupervisedPCA.from_moments(ray.get(parts[0]))
+    model = SupervisedPCA.from_moments(_reduce(root, stored, labels, by_category=False))
     layers, norms, clips = [], [], 0
     for place, block in enumerate(meta.blocks):
         pooled, norm, unsafe, columns = read_block(stored, labels, block)
@@ -95,10 +95,35 @@ def fit(root: str, stored: StoredActivations, labels: Labels, live: Direction | 
                 "refit_cosine": float(model.refit_cosine_[place]),
                 "gap": float(model.safe_mean_[place] - model.unsafe_mean_[place]),
                 "token_norm": norms[-1],
-                "cosine_to_live": live_cosine(model, meta.blocks, live, block),
+                "cosine_to_live": live_cosine(model, meta, live, block),
             }
         )
-    return Fitted(model, meta.blocks, np.array(norms), layers, clips)
+    categories = _categories(root, stored, labels) if len(labels.names) > 1 else None
+    return Fitted(model, meta.blocks, np.array(norms), layers, clips, categories)
+
+
+def _categories(root: str, stored: StoredActivations, labels: Labels) -> dict[str, Any]:
+    """Each label's own direction by block: cosines between them, and what closing one's gap does to the others'."""
+    try:
+        model = SupervisedPCA.from_moments(_reduce(root, stored, labels, by_category=True))
+    except ReinsError as error:
+        return {"labels": list(labels.names), "problem": str(error)}
+    return {
+        "labels": list(labels.names),
+        "blocks": list(stored.meta.blocks),
+        "cosine": model.category_cosine_.round(4).tolist(),
+        "effect": model.category_effect_.round(4).tolist(),
+    }
+
+
+def _reduce(root: str, stored: StoredActivations, labels: Labels, by_category: bool) -> LabelledMoments:
+    """Moments of every file, made on the cluster and merged pairwise."""
+    shared = ray.put(labels)
+    parts = [_moments.remote(root, stored.meta.model, path, shared, by_category) for path in stored.files]
+    while len(parts) > 1:
+        parts = [_merged.remote(*parts[place : place + 2]) for place in range(0, len(parts), 2)]
+    moments: LabelledMoments = ray.get(parts[0])
+    return moments
 
 
 def evidence(
@@ -117,8 +142,7 @@ def evidence(
         problems.append(
             "On held-out clips safe projects no higher than unsafe: labels are inverted, or there is no direction."
         )
-    compared = [live_cosine(fitted.model, fitted.blocks, live, b) for b in (live.blocks if live else ())]
-    known = [cosine for cosine in compared if cosine is not None]
+    known = [layer["cosine_to_live"] for layer in fitted.layers if layer["cosine_to_live"] is not None]
     return FitEvidence(
         tuple(problems),
         fitted.model.prompts_,
@@ -153,11 +177,13 @@ def read_block(
     return pooled, norms, np.array([labels.unsafe[one] for one in columns["clip_id"]]), columns
 
 
-def live_cosine(model: SupervisedPCA, blocks: Sequence[int], live: Direction | None, block: int) -> float | None:
-    """Cosine of a block's new direction with the live one; None where the live one does not steer it."""
-    if live is None or block not in live.blocks:
+def live_cosine(model: SupervisedPCA, meta: ActivationsMeta, live: Direction | None, block: int) -> float | None:
+    """Cosine of a block's new direction with the live one; None where that does not steer it, or is of other weights."""
+    if live is None or block not in live.blocks or block not in meta.blocks:
         return None
-    return float(model.direction_[list(blocks).index(block)] @ live.vectors[live.blocks.index(block)].double().numpy())
+    if live.meta.base.fingerprint != meta.fingerprint:
+        return None
+    return float(model.direction_[meta.blocks.index(block)] @ live.vectors[live.blocks.index(block)].double().numpy())
 
 
 def _judged(batch: ClipBatch, labels: Labels) -> ClipBatch:
@@ -167,19 +193,24 @@ def _judged(batch: ClipBatch, labels: Labels) -> ClipBatch:
 
 
 @ray.remote(num_cpus=1)
-def _moments(root: str, model: str, path: str, labels: Labels) -> LabelledMoments:
+def _moments(root: str, model: str, path: str, labels: Labels, by_category: bool) -> LabelledMoments:
     """Moments of one file."""
     stored = open_activations(root, model, files=[path])
     meta = stored.meta
     described = MomentsMeta(
-        model=meta.model, fingerprint=meta.fingerprint, blocks=meta.blocks, window=meta.window, labels=labels.names
+        model=meta.model,
+        fingerprint=meta.fingerprint,
+        blocks=meta.blocks,
+        window=meta.window,
+        labels=labels.names if by_category else ("any",),
     )
     total = LabelledMoments(meta=described)
     for batch in (_judged(batch, labels) for batch in stored.batches()):
         if not len(batch):
             continue
         ids = list(batch.columns["clip_id"])
-        part = LabelledMoments.of(batch.pooled, labels.of(ids), batch.columns["prompt_sha256"], meta=described)
+        wanted = labels.of(ids, by_category)
+        part = LabelledMoments.of(batch.layers, wanted, batch.columns["prompt_sha256"], meta=described)
         total = total.merge(part)
     return total
 

@@ -27,7 +27,7 @@ class FitEvidence:
         problems: Sentences that say what is wrong with the data; none for sound data.
         prompts: Numbers of (safe, unsafe) prompts.
         auc_low: Lower 95 % bootstrap bound over prompts of the cross-fitted AUC.
-        permutation_p: p value of that AUC under labels permuted within strata.
+        permutation_p: p value of the distance of the class means under labels that prompts exchange.
         refit_cosine: Expected cosine with a fit on as many other prompts.
         split_half: Cosine of the fits of two halves, and what was expected of it.
         clipped_cosine: Cosine with the fit on norm-clipped activations.

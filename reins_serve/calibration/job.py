@@ -17,7 +17,7 @@ from typing import Any
 from reins_serve.calibration import judges
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
-from reins_serve.calibration.fit_stage import Fitted, evidence, fit, held_out_scores, live_cosine, read_labels
+from reins_serve.calibration.fit_stage import Fitted, evidence, fit, held_out_scores, read_labels
 from reins_serve.calibration.fitting import describe_fit, finished, largest_dose, tried_directions
 from reins_serve.calibration.gates import fit_gates, run_gates
 from reins_serve.calibration.report import write_html
@@ -84,7 +84,12 @@ def recalibrate(
     fitted = fit(root, stored, labels, live)
     progress("fit", 1, 1)
     best = max(fitted.layers, key=lambda layer: layer["auc"])
-    report: dict[str, Any] = {"layers": fitted.layers, "shuffled": shuffle, "config": config.model_dump(mode="json")}
+    report: dict[str, Any] = {
+        "layers": fitted.layers,
+        "categories": fitted.categories,
+        "shuffled": shuffle,
+        "config": config.model_dump(mode="json"),
+    }
     described = describe_fit(config, fitted.model, fitted.clips, best["auc"])
     made = tried_directions(config, _base(stored.meta, config), fitted, _places(config, fitted), described)
     early = fit_gates(evidence(stored, labels, fitted, best["block"], live))
@@ -117,7 +122,6 @@ def recalibrate(
         gates,
         live.sha256 if live is not None else None,
     )
-    report["cosine_to_live"] = _cosine_to_live(fitted, live)
     return _written(out, config, direction, gates, report, measured.clips, override, publish=until == "publish")
 
 
@@ -190,11 +194,6 @@ def _evaluation(out: Path, config: RecalibrateConfig, choice: Choice, progress: 
     return measured
 
 
-def _cosine_to_live(fitted: Fitted, live: Direction | None) -> float | None:
-    found = [live_cosine(fitted.model, fitted.blocks, live, block) for block in (live.blocks if live else ())]
-    return min((cosine for cosine in found if cosine is not None), default=None)
-
-
 def _written(
     out: Path,
     config: RecalibrateConfig,
@@ -224,7 +223,8 @@ def _written(
         "passed": passed,
         "override": None if passed else override,
     }
-    report.setdefault("cosine_to_live", None)
+    known = [layer["cosine_to_live"] for layer in report["layers"] if layer["cosine_to_live"] is not None]
+    report["cosine_to_live"] = min(known, default=None)
     page = write_html(report, clips)
     (out / PAGE).write_text(page)
     (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")

@@ -158,12 +158,13 @@ def test_a_judge_that_fails_ends_the_job_and_is_named(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(tmp_path: Path) -> None:
-    killed = threading.Event()
+    killed, began = threading.Event(), time.time()
 
     def kill() -> None:
         while not killed.is_set():
-            for process in psutil.process_iter(["cmdline"]):
-                if "MapWorker(MapBatches(Generator))" in " ".join(process.info["cmdline"] or ()):
+            for process in psutil.process_iter(["cmdline", "create_time"]):
+                words = " ".join(process.info["cmdline"] or ())
+                if "MapWorker(MapBatches(Generator))" in words and process.info["create_time"] > began - 60:
                     time.sleep(4)  # while it loads, or generates
                     os.kill(process.pid, signal.SIGKILL)
                     killed.set()
