@@ -42,6 +42,8 @@ def run(path: Path, out: Path, shuffle: bool, override: str | None, until: str) 
             tasks: dict[str, int] = {}
 
             def progress(stage: str, done: int, total: int) -> None:
+                if not shown.console.is_terminal and (stage not in tasks or done == total):
+                    print(f"{stage}: {done}/{total}", flush=True)  # a job's log has no bars
                 if stage not in tasks:
                     tasks[stage] = shown.add_task(stage, total=total)
                 shown.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
