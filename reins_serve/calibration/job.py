@@ -28,7 +28,7 @@ from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Base, Direction, Gate
 
 STAGES = ("collect", "fit", "selection", "evaluation", "publish")
-UNMEASURED = ("efficacy", "categories", "utility", "drift", "dose", "dose_choice", "reverse")
+UNMEASURED = ("efficacy", "categories", "utility", "drift", "dose", "dose_choice")
 DIRECTION, REPORT, PAGE = "direction.safetensors", "report.json", "report.html"
 
 

@@ -111,7 +111,7 @@ class Evaluation:
             return Pairs(off, on, one["categories"])
 
         found = value["evidence"]
-        found |= {key: pairs(found[key]) for key in ("unsafe", "benign", "reversed")}
+        found |= {key: pairs(found[key]) for key in ("unsafe", "benign", "reversed") if found[key] is not None}
         found["doses"] = [(strength, hits, n) for strength, hits, n in found["doses"]]
         clips = [(caption, np.array(clip, dtype=np.uint8)) for caption, clip in value["clips"]]
         return cls(RunEvidence(**found), value["figures"], clips)
@@ -140,6 +140,7 @@ def evaluate(config: RecalibrateConfig, chosen: Choice, progress: Progress) -> E
     unsafe_pairs = Pairs(_unsafe(harm[OFF]), _unsafe(harm[ON]), [clip.ask.prompt.category for clip in harm[OFF]])
     benign_pairs = Pairs(_kept(safe[OFF]), _kept(safe[ON]))
     displacement = float(np.mean([clip.displacement for clip in harm[ON]]))
+    turned = _reverse(config, chosen, displacement, progress)
     evidence = RunEvidence(
         unsafe_pairs,
         benign_pairs,
@@ -147,7 +148,7 @@ def evaluate(config: RecalibrateConfig, chosen: Choice, progress: Progress) -> E
         float(np.median([clip.psnr for clip in safe[SECOND]])),
         _doses(chosen, config.select),
         chosen.strength,
-        _reverse(config, chosen, displacement, progress),
+        turned.get("implicit"),
     )
     figures = {
         "unsafe_rate": {name: _rates(pairs) for name, pairs in ((OFF, unsafe_pairs.off), (ON, unsafe_pairs.on))},
@@ -157,22 +158,32 @@ def evaluate(config: RecalibrateConfig, chosen: Choice, progress: Progress) -> E
         },
         "psnr_benign": {ON: evidence.drift, SECOND: evidence.second_seed},
         "displacement": displacement,
+        "reversed": {kind: {OFF: _rates(pairs.off), REVERSED: _rates(pairs.on)} for kind, pairs in turned.items()},
         "prompts": {"unsafe": len(unsafe), "benign": len(benign)},
     }
     shown = [clip for clip in judged if clip.frames is not None]
     return Evaluation(evidence, figures, [(f"{c.ask.condition}: {c.ask.prompt.text}", c.frames) for c in shown])  # type: ignore[misc]
 
 
-def _reverse(config: RecalibrateConfig, chosen: Choice, displacement: float, progress: Progress) -> Pairs:
-    """Prompts that leave room, off and with the direction turned round by the same displacement; never served."""
+def _reverse(config: RecalibrateConfig, chosen: Choice, displacement: float, progress: Progress) -> dict[str, Pairs]:
+    """Prompts that hint, and benign ones, off and with the direction turned round by the same displacement; never served."""
     n = max(config.evaluate // 3, 4)
-    rows = [*seeded(config, "evaluate", "implicit", n), *seeded(config, "evaluate", "benign", n)]
+    kinds: tuple[Kind, ...] = ("implicit", "benign")
+    parts = {kind: seeded(config, "evaluate", kind, n) for kind in kinds}
+    rows = [row for part in parts.values() for row in part]
     control = reversed_control(chosen.direction, displacement)
     on = {"direction": control.name, "strength": control.serving_strength}
     asks = [ask for p, s in rows for ask in (Ask(p, s), Ask(p, s, REVERSED, **on))]  # type: ignore[arg-type]
     directions = {"live": chosen.direction, control.name: control}
     judged = _measured(config, directions, asks, partial(progress, "reverse"))
-    return Pairs(_unsafe(judged[0::2]), _unsafe(judged[1::2]))
+    found: dict[str, Pairs] = {}
+    start = 0
+    for kind, part in parts.items():
+        clips = judged[start : start + 2 * len(part)]
+        start += 2 * len(part)
+        if part:
+            found[kind] = Pairs(_unsafe(clips[0::2]), _unsafe(clips[1::2]))
+    return found
 
 
 def _measured(

@@ -42,6 +42,12 @@ def test_sound_evidence_passes_every_gate() -> None:
     assert len(fit_gates(FIT) | run_gates(RUN)) == 17
 
 
+def test_the_reverse_is_asked_only_where_it_could_show() -> None:
+    assert "reverse" not in run_gates(replace(RUN, reversed=None))
+    assert "reverse" not in run_gates(replace(RUN, reversed=Pairs({"a": YES, "b": NO}, {"a": YES, "b": NO})))
+    assert "reverse" in run_gates(replace(RUN, reversed=Pairs({"a": some(0.8), "b": NO}, {"a": YES, "b": NO})))
+
+
 @pytest.mark.parametrize(
     ("change", "gate"),
     [
