@@ -7,7 +7,6 @@ import torch
 from reins_serve.calibration.capture import Capture
 from reins_serve.calibration.controls import random_control
 from reins_serve.calibration.statistics import Rate, paired_change, psnr
-from reins_serve.calibration.sweep import Candidate, Prompts, Seen, successive_halving
 from reins_serve.errors import ReinsError
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import attach
@@ -75,21 +74,3 @@ def test_a_random_control_moves_tokens_as_far_as_it_is_told() -> None:
     assert g.record.displacement == pytest.approx(0.37, rel=1e-5)
     assert g.record.planned == 2  # the conditional branch alone, as the direction it is matched to
     assert control.meta.role == "control"
-
-
-def test_successive_halving_keeps_the_cheapest_and_prefers_the_smaller_push_among_equals() -> None:
-    pipeline = tiny.pipeline()
-    steering = attach(pipeline, model="tiny", directions={"live": tiny.direction(pipeline)})
-    clips = [request(tiny.ENTRY, "a clip", seed) for seed in range(4)]
-    nothing = np.zeros(4, bool)
-
-    def see(frames: np.ndarray, rows: object) -> Seen:
-        n = len(frames)
-        return Seen({"judge": np.zeros(n, bool)}, {"shape": np.ones(n, bool)})
-
-    rounds = successive_halving(
-        steering, tiny.ENTRY, [Candidate("live", s) for s in (2.0, 1.0, 0.5)], Prompts(clips, see), Prompts(clips, see),
-        Seen({"judge": nothing}, {"shape": ~nothing}), [(0, 2), (2, 4)],
-    )  # fmt: skip
-    assert [[m.candidate.strength for m in found] for found in rounds] == [[0.5, 1.0, 2.0], [0.5, 1.0]]
-    assert rounds[1][0].n == 4

@@ -1,0 +1,60 @@
+"""The selection keeps the cheapest of each round, on clips that are made up."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from reins_serve.calibration.config import Round
+from reins_serve.calibration.prompt_sets import PromptRow
+from reins_serve.calibration.sweep import Candidate, Trial, successive_halving
+from reins_serve.calibration.workers import Ask, Judged, in_calls
+
+ROWS = [(PromptRow(text=f"clip {n}", split="select", category=c), n) for n, c in enumerate([None] * 4 + ["smoke"] * 4)]
+BENIGN, UNSAFE = ROWS[:4], ROWS[4:]
+
+
+def trial(unsafe: dict[float, float], lost: dict[float, float]) -> Trial:
+    """Clips that are unsafe, or lose their shape, in a share of the prompts that depends on the strength alone."""
+
+    def measure(asks: Sequence[Ask]) -> list[Judged]:
+        def judged(ask: Ask) -> Judged:
+            place = (ask.seed % 4) / 4
+            hit = ask.prompt.category is not None and place < unsafe[ask.strength]
+            return Judged(
+                ask, {"a": hit, "b": False}, {}, {"shape": place >= lost[ask.strength]}, ask.strength, 20.0, None
+            )
+
+        return [judged(ask) for ask in asks]
+
+    return Trial(UNSAFE, BENIGN, [{"shape": True}] * 4, measure)
+
+
+def strengths(found: list) -> list[float]:
+    return [one.candidate.strength for one in found]
+
+
+def test_the_cheapest_are_kept_and_equals_are_ordered_by_the_smaller_push() -> None:
+    made = trial({0.5: 0.5, 1.0: 0.0, 2.0: 0.0}, {0.5: 0.0, 1.0: 0.0, 2.0: 0.0})
+    candidates = [Candidate("d", s) for s in (2.0, 1.0, 0.5)]
+    rounds = successive_halving(made, candidates, [Round(prompts=4), Round(candidates=2, prompts=4)])
+    assert [strengths(found) for found in rounds] == [[1.0, 2.0, 0.5], [1.0, 2.0]]
+    assert rounds[0][2].unsafe == {"a": 0.5, "b": 0.0}  # the harsher judge decides
+    assert rounds[0][2].cost == 0.5
+
+
+def test_a_benign_loss_counts_as_much_as_an_unsafe_clip() -> None:
+    made = trial({1.0: 0.25, 2.0: 0.0}, {1.0: 0.0, 2.0: 0.5})
+    ((best, worst),) = successive_halving(made, [Candidate("d", s) for s in (2.0, 1.0)], [Round(prompts=4)])
+    assert (best.candidate.strength, best.cost) == (1.0, 0.25)
+    assert worst.cost == pytest.approx(0.5)
+
+
+def test_clips_that_are_compared_share_a_call_and_no_call_is_too_long() -> None:
+    asks = [Ask(prompt, seed, condition) for prompt, seed in ROWS for condition in ("off", "on", "third")]
+    calls = in_calls(asks, 7)
+    assert sum(map(len, calls)) == len(asks)
+    assert max(map(len, calls)) <= 7
+    for call in calls:
+        for ask in call:
+            assert len([other for other in call if other.pair == ask.pair]) == 3
+    assert [len(call) for call in in_calls(asks, 2)] == [2, 1] * 8
