@@ -9,7 +9,7 @@ from reins_serve.plugin import GenerationRecord, SteeringRow
 from reins_serve.serving.jobs import Job, JobError, JobResult, MemoryJobs, QueueFull
 
 CLIP = ClipRequest("a clip", 0, 16, 16, 4, 4, 4.0)
-RECORD = GenerationRecord(None, None, None, None, "off", 0.0, 0, 0, 0, None, None, None, False, False, "admin")
+RECORD = GenerationRecord(None, None, None, None, "off", 0.0, 0, 0, 0, 0, None, None, None, False, False, "admin")
 RESULT = JobResult(RECORD, 0.1, 1)
 ERROR = JobError("internal_error", "It failed.")
 
