@@ -1,6 +1,5 @@
 """The registry as its callers see it: found or made by name, with the methods of a DirectionStore."""
 
-from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -12,7 +11,7 @@ from reins_serve.rollout.audit import Event
 from reins_serve.rollout.pointer import Pointer
 from reins_serve.rollout.registry import HOLD_S, DirectionRegistry
 from reins_serve.rollout.snapshot import Report, Snapshot
-from reins_serve.rollout.source import NAMESPACE
+from reins_serve.rollout.source import NAMESPACE, absolute
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.rollout.versions import Version
 from reins_serve.steering.direction import Direction
@@ -21,11 +20,6 @@ NAME = "reins-directions"
 ANSWER_S = 60.0  # how long an answer may take, a restart of the registry included
 HEAD = {"node:__internal_head__": 0.001}  # the head is not removed for being idle
 MAX_CONCURRENCY = 4096  # every replica has a poll waiting
-
-
-def absolute(url: str) -> str:
-    """The store's URL as every process understands it: a relative folder becomes an absolute one."""
-    return url if "://" in url else str(Path(url).absolute())
 
 
 def connect(url: str, namespace: str = NAMESPACE) -> "Registry":

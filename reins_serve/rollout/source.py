@@ -1,6 +1,7 @@
 """Where a process learns what is live: from the cluster's registry, or, while there is none, from storage itself."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -10,6 +11,11 @@ from reins_serve.rollout.storage import DirectionStore
 
 SCHEME = "reins://"
 NAMESPACE = "reins"
+
+
+def absolute(url: str) -> str:
+    """A store's URL as every process understands it: a relative folder becomes an absolute one."""
+    return url if "://" in url else str(Path(url).absolute())
 
 
 @dataclass(frozen=True)

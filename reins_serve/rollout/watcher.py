@@ -44,6 +44,7 @@ class Watcher:
 
     Attributes:
         snapshot: What is served.
+        numbers: The store's numbers of the versions that were served since the start, by digest.
         error: Why the newest snapshot is not; None if it is.
         swapped, refused: How many snapshots were taken up since the start, and how many were not.
     """
@@ -66,6 +67,7 @@ class Watcher:
         self._stop = threading.Event()
         self.replica = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}" if replica is None else replica
         self.snapshot = Snapshot(model)
+        self.numbers: dict[str, int] = {}
         self.error: str | None = None
         self.swapped = self.refused = 0
 
@@ -142,6 +144,7 @@ class Watcher:
 
     def _note(self, snapshot: Snapshot, error: str | None) -> None:
         self.snapshot, self.error = snapshot, error
+        self.numbers |= {one.sha256: one.number for one in (snapshot.live, snapshot.candidate) if one is not None}
         self._known, self._since = snapshot.generation, time.time()
 
     def _report(self) -> Report | None:
