@@ -103,7 +103,8 @@ class SteeringMiddleware:
     def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0) -> None:
         """Validate and take up directions; a generation that is running keeps those it began with.
 
-        Blocks that have no hook yet get one between two generations: this waits for the one that is running.
+        Blocks that have no hook yet get one between two generations: this waits for the one that is running, so call it from
+        another thread than that one's.
 
         Args:
             fraction: Share of the generations that `candidate`, which must then be among them, gets in place of `live`.
