@@ -25,9 +25,7 @@ def test_the_application_follows_its_store(server: str, embedded_model: ModelCon
     live, other = (Direction.load(SHIPPED / f"{name}.safetensors") for name in ("setpoint", "add"))
     store.publish(live, who="ann", why="a test")
     store.promote("embedded", "1", who="ann", why="a test")
-    model = embedded_model.model_copy(
-        update={"store": store.url, "directions": {}, "policy": {}, "num_cpus": 0}
-    ).model_dump() | {"policy": {}}
+    model = embedded_model.model_dump(exclude={"policy"}) | {"store": store.url, "directions": {}, "num_cpus": 0}
     config = application(ModelConfig.model_validate(model), tmp_path / "clips", admin_key_sha256=hash_key(ADMIN_KEY))
     serve.run(build(config), name="stored", route_prefix="/stored")
     try:
