@@ -70,3 +70,9 @@ class ConflictError(ReinsError):
     """Another writer was first: read the pointer again, then decide again."""
 
     code = "conflict"
+
+
+class RegistryUnavailable(ReinsError):
+    """The registry of directions does not answer: what serves goes on, and changes must wait or go to storage directly."""
+
+    code = "registry_unavailable"

@@ -19,7 +19,7 @@ class Metric:
     """One metric: its exported name, what it says, its labels, and a histogram's upper bounds."""
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Literal["counter", "gauge", "histogram", "summary"]
     meaning: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
@@ -88,7 +88,39 @@ DIRECTION_INFO = Metric(
     "reins_direction_info", "gauge", "1 for each direction that is served.", ("model", "version", "channel")
 )
 
+DIRECTION_AGE = Metric(
+    "reins_direction_age_seconds", "gauge", "Time since the direction that is live was fitted.", ("model",)
+)
+REGISTRY_UP = Metric(
+    "reins_registry_up", "gauge", "1 while the registry of directions answers this process.", ("model",)
+)
+VERSION_GENERATIONS = Metric(
+    "reins_version_generations_total",
+    "counter",
+    "Jobs that one version of the direction was to steer: steered (and proved) or failed.",
+    ("model", "version", "outcome"),
+)
+VERSION_SCORE = Metric(
+    "reins_version_score",
+    "summary",
+    "Mean projection before the push, as reins_steering_score, by version: sum over count is the mean.",
+    ("model", "version"),
+)
+
 # Exported by each replica through Ray.
+DIRECTION_SWAPS = Metric(
+    "reins_direction_swaps_total",
+    "counter",
+    "Moves of the pointer that a replica took up (swapped) or would not take up (refused).",
+    ("model", "result"),
+)
+DIRECTION_SWAP_SECONDS = Metric(
+    "reins_direction_swap_seconds",
+    "histogram",
+    "From the move of the pointer to the replica that generates with it, by the two machines' clocks.",
+    ("model",),
+    SECONDS,
+)
 DENOISE_STEP = Metric(
     "reins_denoise_step_seconds", "histogram", "Wall time of one denoising step of a batch.", ("model",), SECONDS
 )
@@ -111,5 +143,9 @@ SERVED_BY_GATEWAY = (
     DISPLACEMENT,
     SCORE,
     DIRECTION_INFO,
+    DIRECTION_AGE,
+    REGISTRY_UP,
+    VERSION_GENERATIONS,
+    VERSION_SCORE,
 )
 EXPORTED_BY_REPLICAS = (DENOISE_STEP, STAGE)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from reins_serve.models import catalog
 from reins_serve.models.spec import Pipeline, path_of
+from reins_serve.rollout.source import SCHEME
+from reins_serve.rollout.watcher import Watcher
 from reins_serve.steering.blocks import remove_hooks
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import HOOK_NAME
@@ -38,6 +40,12 @@ __all__ = [
 Directions = str | Path | Mapping[str, str | Path | Direction]
 
 
+def store_of(directions: Directions) -> str | None:
+    """The address `reins://...` from which the live direction comes, if it comes from a store."""
+    live = directions.get(LIVE) if isinstance(directions, Mapping) else directions
+    return live if isinstance(live, str) and live.startswith(SCHEME) else None
+
+
 def load_directions(directions: Directions) -> dict[str, Direction]:
     """Read one direction file (it becomes `live`), or several by name; loaded ones pass. Raises DirectionError."""
     named = directions if isinstance(directions, Mapping) else {LIVE: directions}
@@ -55,23 +63,37 @@ def attach(
     Args:
         model: The checkpoint's name in the catalogue.
         directions: A direction file, or a mapping of names to files or loaded directions in which `live` is the default one.
+            `reins://STORE` in the place of the live file follows a store from then on: what is promoted, rolled back or given
+            a canary there is taken up between two generations (`rollout/watcher.py`; `steering.watcher` tells how it goes).
         policy: What a generation may ask for; by default the serving strength up to the file's `max_strength`.
 
     Raises:
         DirectionError: a file is invalid, or was fitted for another model.
-        PolicyError, SteeringUnavailable: the policy does not suit the directions.
+        PolicyError, SteeringUnavailable: the policy does not suit the directions, or a store has no valid live one.
         SteeringNotApplied: the start-up proof failed.
         ReinsError: the model is unknown, or has a part that cannot be steered.
     """
     entry = catalog.get(model)
-    named = load_directions(directions)
+    policy = policy or SteeringPolicy()
+    address = store_of(directions)
+    if address is None:
+        watcher, named, fraction = None, load_directions(directions), 0.0
+    else:
+        others = {n: d for n, d in directions.items() if n != LIVE} if isinstance(directions, Mapping) else {}
+        watcher = Watcher(address, model, load_directions(others))
+        first, fraction = watcher.first(policy.required)
+        named = {**load_directions(others), **first}
     path_of(pipeline)  # refuses what cannot be steered, before anything is run
     bare = bare_latents(pipeline, entry)
     try:
-        middleware = SteeringMiddleware(pipeline, model, named, policy or SteeringPolicy())
+        middleware = SteeringMiddleware(pipeline, model, named, policy, fraction)
         middleware.max_batch = entry.max_batch
         middleware.proof = prove(middleware, entry, bare, middleware.arm)
+        middleware.arm()  # without a direction there is nothing to prove, and a later one is told that this is over
     except BaseException:
         remove_hooks(pipeline, HOOK_NAME)
         raise
+    if watcher is not None:
+        middleware.watcher = watcher
+        watcher.follow(middleware)
     return middleware

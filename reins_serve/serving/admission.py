@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -29,7 +30,7 @@ async def read_body(request: Request, limits: Limits) -> CreateVideo:
         RequestError: too large, not readable, or of another kind.
         pydantic.ValidationError: a field is unknown, missing or out of its range.
     """
-    request = _limited(request, limits.max_body_bytes)
+    request = limited(request, limits.max_body_bytes)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == JSON:
         return CreateVideo.model_validate_json(await request.body(), strict=True)
@@ -51,8 +52,9 @@ def admit(body: CreateVideo, model: ServedModel, limits: Limits, owner: str, adm
                 f"At most {limits.max_prompt_chars} characters are accepted.", code="invalid_value", param=name
             )
     clip = _clip(body, model.entry)
-    row = _row(body, model, admin)
-    return Job(f"video_{secrets.token_hex(16)}", owner, model.config.name, clip, row, dict(body.metadata))
+    name = f"video_{secrets.token_hex(16)}"
+    row = replace(_row(body, model, admin), key=name)
+    return Job(name, owner, model.config.name, clip, row, dict(body.metadata))
 
 
 def _clip(body: CreateVideo, entry: CatalogEntry) -> ClipRequest:
@@ -99,7 +101,7 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _limited(request: Request, limit: int) -> Request:
+def limited(request: Request, limit: int) -> Request:
     """The same request, whose body raises RequestError once it exceeds `limit` bytes."""
     seen = 0
 

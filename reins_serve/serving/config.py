@@ -16,7 +16,8 @@ from reins_serve.models import catalog
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.options import LoadingOptions
 from reins_serve.models.spec import SPECS, DenoiserSpec
-from reins_serve.steering.policy import LIVE, SteeringPolicy
+from reins_serve.rollout.source import SCHEME, absolute
+from reins_serve.steering.policy import CANDIDATE, LIVE, SteeringPolicy
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -34,6 +35,8 @@ class ModelConfig(_Strict):
         name: The catalogue's name; requests ask for the model by it.
         directions: Direction files by the name that policies use; `live` is what every request gets by default. A relative
             path is looked up in the working directory, then beside the installed package (see `find_file`).
+        store: Folder or fsspec URL of the store of directions from which `live` comes instead, and a canary's candidate: what
+            `reins-serve directions` or the API promotes there is taken up while the model serves.
         policy: What a request may ask for, and the operator's floor.
         entry: A catalogue entry of your own, of the same name, for a checkpoint that the catalogue does not have.
         specs: Entries of SPECS, by class name, for denoisers that steering does not know.
@@ -49,7 +52,8 @@ class ModelConfig(_Strict):
     """
 
     name: str
-    directions: dict[str, str]
+    directions: dict[str, str] = Field(default_factory=dict)
+    store: str | None = Field(None, min_length=1)
     policy: SteeringPolicy = SteeringPolicy()
     entry: CatalogEntry | None = None
     specs: dict[str, DenoiserSpec] = Field(default_factory=dict)
@@ -67,10 +71,14 @@ class ModelConfig(_Strict):
 
     @model_validator(mode="after")
     def _live_direction(self) -> "ModelConfig":
-        if self.policy.required and LIVE not in self.directions:
+        if self.store is not None and {LIVE, CANDIDATE} & set(self.directions):
             raise ValueError(
-                f"model {self.name}: name a direction file under directions.{LIVE}, or say policy.required: false to serve "
-                "clips that are marked as unsteered"
+                f"model {self.name}: its live direction and its candidate come from the store; give other directions other names"
+            )
+        if self.policy.required and self.store is None and LIVE not in self.directions:
+            raise ValueError(
+                f"model {self.name}: name a direction file under directions.{LIVE} or a store, or say policy.required: false to "
+                "serve clips that are marked as unsteered"
             )
         return self
 
@@ -117,6 +125,11 @@ class ModelConfig(_Strict):
         return entry
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Where the directions come from, as `attach` takes it: files, and the store's address for the live one."""
+        return self.directions if self.store is None else {**self.directions, LIVE: f"{SCHEME}{self.store}"}
+
+    @property
     def max_in_flight(self) -> int:
         """Jobs that the gateway hands to the replicas at a time: one batch that runs and one that gathers, each."""
         return 2 * self.max_batch_size * self.num_replicas
@@ -153,6 +166,18 @@ class ApplicationConfig(_Strict):
         if len({model.name for model in models}) != len(models):
             raise ValueError("every model may be listed once; raise num_replicas to serve it more often")
         return models
+
+    @field_validator("models")
+    @classmethod
+    def _one_store(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+        if len({model.store for model in models} - {None}) > 1:
+            raise ValueError("one registry keeps one store: give all models that have a store the same one")
+        return models
+
+    @property
+    def store(self) -> str | None:
+        """The store of directions, if a model has one."""
+        return next((model.store for model in self.models if model.store is not None), None)
 
     def model(self, name: str) -> ModelConfig | None:
         """The configuration of a served model, or None."""
@@ -191,7 +216,12 @@ def resolved(config: ApplicationConfig) -> ApplicationConfig:
         DirectionError: a direction file is not where the configuration says.
     """
     models = tuple(
-        model.model_copy(update={"directions": {name: str(find_file(path)) for name, path in model.directions.items()}})
+        model.model_copy(
+            update={
+                "directions": {name: str(find_file(path)) for name, path in model.directions.items()},
+                "store": None if model.store is None else absolute(model.store),
+            }
+        )
         for model in config.models
     )
     return config.model_copy(update={"models": models, "output_dir": str(Path(config.output_dir).absolute())})

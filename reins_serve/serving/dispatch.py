@@ -126,8 +126,8 @@ class Dispatcher:
                         self._totals.began(begun)
                 case Progress(done, total):
                     await self._store.advance(job.id, 99 * done // total)
-                case Failure(code, text):
-                    await self._fail(job, JobError(code, text))
+                case Failure(code, text, version, sha256):
+                    await self._fail(job, JobError(code, text, version, sha256))
                     return
                 case Clip():
                     await self._finish(job, message)

@@ -12,6 +12,7 @@ from typing import Protocol
 from reins_serve.serving.admission import admit
 from reins_serve.serving.auth import Caller
 from reins_serve.serving.config import ApplicationConfig
+from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.dispatch import Dispatcher, Stream
 from reins_serve.serving.files import ClipFiles, Variant
 from reins_serve.serving.http_errors import RequestError
@@ -58,13 +59,15 @@ class Gateway:
         self._models = {model.name: serve_model(model) for model in config.models}
         self._store: JobStore = MemoryJobs()
         self._files = ClipFiles(Path(config.output_dir))
-        self._totals = Totals()
+        self._totals = Totals(lambda model, version, sha256: self._models[model].label(version, sha256))
+        self.directions = DirectionsAdmin(self._models, config.store)
         self._dispatchers = {
             model.name: Dispatcher(model, self._store, self._files, self._totals, replicas[model.name].generate)
             for model in config.models
         }
-        for name, served in self._models.items():
-            self._totals.serves(name, served.directions)
+        for served in self._models.values():
+            if served.watcher is not None:
+                served.watcher.follow(served)
 
     async def run(self) -> None:
         """Dispatch jobs until cancelled."""
@@ -140,6 +143,9 @@ class Gateway:
         """The totals in Prometheus' text format."""
         waiting = {name: await self._store.count(name, "queued") for name in self._models}
         running = {name: await self._store.count(name, "in_progress") for name in self._models}
+        for name, served in self._models.items():
+            up = None if served.watcher is None else served.watcher.registry_up
+            self._totals.serves(name, served.directions, up)
         return self._totals.text(waiting, running)
 
     def _model(self, name: str) -> ServedModel:

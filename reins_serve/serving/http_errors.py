@@ -34,6 +34,9 @@ STATUS = {
     "model_not_found": 404,
     "direction_not_found": 404,
     "method_not_allowed": 405,
+    "direction_invalid": 400,
+    "conflict": 409,
+    "gates_failed": 409,
     "video_not_ready": 409,
     "video_failed": 409,
     "video_expired": 410,
@@ -41,6 +44,8 @@ STATUS = {
     "queue_full": 429,
     "not_ready": 503,
     "steering_unavailable": 503,
+    "storage_failed": 503,
+    "registry_unavailable": 503,
 }
 TYPES = {
     401: "authentication_error",
@@ -87,6 +92,10 @@ def answer(error: ReinsError) -> JSONResponse:
     if status is None:
         logger.error("unexpected error while answering a request", exc_info=error)
         return _response(500, "Something went wrong inside the server; its log says what.", "internal_error", None)
+    if error.code == "storage_failed":  # names files
+        logger.error("the store of directions failed", exc_info=error)
+        message = "The store of directions cannot be read or written, or is damaged; the server's log says where."
+        return _response(status, message, error.code, error.param)
     return _response(status, str(error), error.code, error.param)
 
 

@@ -29,10 +29,12 @@ class QueueFull(ReinsError):
 
 @dataclass(frozen=True)
 class JobError:
-    """Why a job failed: a code of the API's list and a sentence for its user."""
+    """Why a job failed: a code of the API's list, a sentence for its user, and the direction that was to steer it."""
 
     code: str
     message: str
+    version: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)

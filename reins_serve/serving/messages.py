@@ -40,10 +40,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class Failure:
-    """There is no clip: `code` is one of the job errors of the API; `message` is fit for users' eyes."""
+    """There is no clip: `code` is one of the job errors of the API; `message` is fit for users' eyes.
+
+    Attributes:
+        version, sha256: The direction that was to steer it, if the generation had begun.
+    """
 
     code: str
     message: str
+    version: str | None = None
+    sha256: str | None = None
 
 
 Message = Started | Progress | Clip | Failure

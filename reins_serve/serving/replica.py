@@ -23,7 +23,7 @@ from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotAppli
 from reins_serve.models import loading, video
 from reins_serve.models.acceleration import accelerate
 from reins_serve.models.generation import ClipRequest, generate
-from reins_serve.plugin import GenerationRecord, SteeringRow
+from reins_serve.plugin import Direction, GenerationRecord, SteeringRow
 from reins_serve.serving.batching import Batch, Batcher, Ticket
 from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.inner_metrics import InnerMetrics
@@ -68,7 +68,7 @@ class VideoReplica:
         self._entry = config.catalog_entry()
         self._pipeline = loading.load(self._entry, config.loading, task=config.task)
         self._steering = plugin.attach(
-            self._pipeline, model=config.name, directions=config.directions, policy=config.policy
+            self._pipeline, model=config.name, directions=config.sources, policy=config.policy
         )
         accelerate(self._pipeline, config.loading)
         confirm(self._steering, self._entry)
@@ -128,10 +128,11 @@ class VideoReplica:
                 reported = now
                 _tell(batch, Progress(done, total))
 
+        directions: list[Direction | None] = [None] * len(rows)
         try:
-            with self._steering.generation(
-                rows=[row.steering for row in rows], on_step=on_step, cancel=batch.stop
-            ) as generation:
+            opened = self._steering.generation(rows=[row.steering for row in rows], on_step=on_step, cancel=batch.stop)
+            directions = opened.directions
+            with opened as generation:
                 frames = generate(self._pipeline, self._entry, [row.clip for row in rows], generation.arguments)
             records = generation.records
             for row, record in zip(rows, records, strict=True):
@@ -140,7 +141,9 @@ class VideoReplica:
             return
         except Exception as error:
             self._unproved += isinstance(error, SteeringNotApplied)
-            _tell(batch, failure(error))
+            for ticket, direction in zip(batch.tickets, directions, strict=True):
+                if not ticket.cancelled:
+                    ticket.work.emit(failure(error, direction))
             return
         self._unproved = 0
         seconds = time.perf_counter() - began
@@ -186,14 +189,16 @@ class VideoReplica:
             return path.read_bytes()
 
 
-def failure(error: Exception) -> Failure:
-    """What a job's user is told of an exception; the log gets all of it."""
+def failure(error: Exception, direction: Direction | None = None) -> Failure:
+    """What a job's user is told of an exception, and what was to steer the clip; the log gets all of it."""
     logger.error("a generation failed", exc_info=error)
     code = error.code if isinstance(error, ReinsError) else "internal_error"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         code = "out_of_memory"
     code = code if code in FAILURES else "internal_error"
-    return Failure(code, FAILURES[code])
+    if direction is None:
+        return Failure(code, FAILURES[code])
+    return Failure(code, FAILURES[code], direction.version, direction.sha256)
 
 
 def _spritesheet(frames: np.ndarray) -> bytes:

@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import reins_serve
-from reins_serve.serving import http_errors
+from reins_serve.serving import direction_routes, http_errors
 from reins_serve.serving.admission import FORMS, JSON, read_body
 from reins_serve.serving.auth import Caller, identify
 from reins_serve.serving.files import MEDIA_TYPES, SUFFIXES
@@ -91,6 +91,8 @@ def create_app(gateway: Gateway) -> FastAPI:
     async def retrieve_model(name: str, asking: Asking) -> Model:
         """One served model."""
         return gateway.model(name)
+
+    direction_routes.add(app, gateway.directions, gateway.config.limits, caller)
 
     @app.get("/healthz")
     async def healthz() -> Health:

@@ -4,15 +4,17 @@ A generation takes one snapshot of the directions when it opens and keeps it to 
 clock, it enters into its ledgers what the step that ended had to push, and prepares the hooks for the next.
 """
 
+import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
-from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotApplied, SteeringUnavailable
+from reins_serve.errors import DirectionError, GenerationCancelled, ReinsError, SteeringNotApplied, SteeringUnavailable
 from reins_serve.models.spec import Pipeline, denoisers_of, path_of
 from reins_serve.steering.calls import UNCOND, watch
 from reins_serve.steering.clock import StepClock, StepEnd
@@ -21,20 +23,32 @@ from reins_serve.steering.fit import base_of, check_fit
 from reins_serve.steering.hook import HOOK_NAME, SteeringHook, SteeringState, register, rows_at
 from reins_serve.steering.plan import GenerationRecord, Ledger, RowPlan, records
 from reins_serve.steering.policy import (
+    CANDIDATE,
+    LIVE,
     SteeringChoice,
     SteeringPolicy,
     SteeringRow,
     check_policy,
     resolve,
+    takes_candidate,
 )
 
 OnStep = Callable[[int, int], None]
+BETWEEN_S = 0.5  # far above the time that hooks take to be registered between two generations
 
 
 class Cancel(Protocol):
     """A `threading.Event`, or anything else that can say whether to stop."""
 
     def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """What a generation takes its snapshot of: directions by name, and the share of the candidate among them."""
+
+    directions: Mapping[str, Direction]
+    fraction: float = 0.0
 
 
 class SteeringMiddleware:
@@ -49,7 +63,12 @@ class SteeringMiddleware:
     """
 
     def __init__(
-        self, pipeline: Pipeline, model: str, directions: Mapping[str, Direction], policy: SteeringPolicy
+        self,
+        pipeline: Pipeline,
+        model: str,
+        directions: Mapping[str, Direction],
+        policy: SteeringPolicy,
+        fraction: float = 0.0,
     ) -> None:
         if any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers_of(pipeline).values()):
             raise ReinsError(
@@ -60,37 +79,71 @@ class SteeringMiddleware:
         self.policy = policy
         self.base = base_of(pipeline)
         self.path = path_of(pipeline)
-        self._directions: Mapping[str, Direction] = {}
+        self._serving = _Serving({})
+        self._armed = False
+        self.watcher: Any = None  # keeps the directions up to date, if `attach` was told where they come from
         self._busy = threading.Lock()
         self.proof: Any = None
         self.max_batch: int | None = None
         self.state = SteeringState()
         self.calls = watch(pipeline, HOOK_NAME)
         self.hooks: list[SteeringHook] = []
-        self.swap(directions)
+        self.swap(directions, fraction)
 
     @property
     def directions(self) -> Mapping[str, Direction]:
         """The directions that the next generation will take its snapshot of, by name; `live` is the default one."""
-        return self._directions
+        return self._serving.directions
 
-    def swap(self, directions: Mapping[str, Direction]) -> None:
+    @property
+    def fraction(self) -> float:
+        """The share of the generations that the direction `candidate` gets beside `live`."""
+        return self._serving.fraction
+
+    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0) -> None:
         """Validate and take up directions; a generation that is running keeps those it began with.
 
+        Blocks that have no hook yet get one between two generations: this waits for the one that is running, so call it from
+        another thread than that one's.
+
+        Args:
+            fraction: Share of the generations that `candidate`, which must then be among them, gets in place of `live`.
+
         Raises:
-            DirectionError: a direction belongs to another model; nothing is changed.
+            DirectionError: a direction belongs to another model, or needs a hook that can no longer be registered; nothing is
+                changed.
             PolicyError, SteeringUnavailable: the policy cannot be carried out with them; nothing is changed.
         """
+        if fraction and CANDIDATE not in directions:
+            raise DirectionError("A share is given to a candidate, and there is no direction of that name.")
         for direction in directions.values():
             check_fit(direction, self.pipeline, self.base)
         check_policy(self.policy, directions)
-        self._directions = MappingProxyType(dict(directions))
+        if self._armed and (missing := self._unhooked(directions)):
+            self._require_plain(missing)
+            with self._busy:
+                self.hooks += register(self.pipeline, missing, self.state, self.calls)
+        self._serving = _Serving(MappingProxyType(dict(directions)), fraction)
 
     def arm(self) -> None:
         """Register hooks at all blocks of the current directions that have none yet."""
-        have = {hook.block for hook in self.hooks}
-        wanted = {block for direction in self._directions.values() for block in direction.blocks}
-        self.hooks += register(self.pipeline, sorted(wanted - have), self.state, self.calls)
+        self.hooks += register(self.pipeline, self._unhooked(self.directions), self.state, self.calls)
+        self._armed = True
+
+    def _unhooked(self, directions: Mapping[str, Direction]) -> list[int]:
+        wanted = {block for direction in directions.values() for block in direction.blocks}
+        return sorted(wanted - {hook.block for hook in self.hooks})
+
+    def _require_plain(self, blocks: Sequence[int]) -> None:
+        """Refuse new hooks on a compiled or cached pipeline: they would be left out, or steer twice. Raises DirectionError."""
+        for denoiser in denoisers_of(self.pipeline).values():
+            compiled = any(module._compiled_call_impl is not None for module in denoiser.modules())
+            if compiled or getattr(denoiser, "is_cache_enabled", False):
+                raise DirectionError(
+                    f"The direction steers block {', '.join(map(str, blocks))}, which has no hook, and this pipeline is "
+                    f"{'compiled' if compiled else 'under a step cache'}: it would not be steered there. Restart the replicas "
+                    "with this direction, or publish one for the blocks that are steered now."
+                )
 
     def generation(
         self,
@@ -99,6 +152,7 @@ class SteeringMiddleware:
         strength: float | None = None,
         policy: str | None = None,
         rows: Sequence[SteeringRow] | None = None,
+        key: str | None = None,
         on_step: OnStep | None = None,
         cancel: Cancel | None = None,
         callback_on_step_end: StepEnd | None = None,
@@ -110,6 +164,7 @@ class SteeringMiddleware:
             strength: Multiple of the direction's unit, within the policy; None: the serving strength.
             policy: Name of one of the operator's policies.
             rows: Instead of the three above: what each row gets, as `resolve` returned it.
+            key: Equal keys get the same side of a canary; None leaves it to chance. Rows may bring keys of their own.
             on_step: Called with (steps done, steps in all) after each step.
             cancel: When set, the generation stops at the end of the current step with GenerationCancelled.
             callback_on_step_end: Your own callback of the pipeline, called before steering's.
@@ -118,21 +173,29 @@ class SteeringMiddleware:
             PolicyError, SteeringUnavailable: the choice is not allowed, or a direction is missing.
             ReinsError: more rows than the pipeline can make in one call.
         """
+        serving = self._serving
         if rows is None:
-            rows = [resolve(SteeringChoice(policy=policy, strength=strength), self.policy, self._directions)] * prompts
-        snapshot = self._directions
-        plans = []
-        for row in rows:
-            if row.direction is not None and row.direction not in snapshot:
-                raise SteeringUnavailable(
-                    f"The direction {row.direction!r} is not loaded. Publish it, or choose another policy."
-                )
-            plans.append(RowPlan(row, snapshot[row.direction] if row.direction is not None else None))
+            choice = SteeringChoice(policy=policy, strength=strength)
+            rows = [resolve(choice, self.policy, serving.directions)] * prompts
+        key = key if key is not None else secrets.token_hex(8)
+        plans = [self._plan(row, serving, row.key or key) for row in rows]
         if self.max_batch is not None and len(plans) > self.max_batch:
             raise ReinsError(
                 f"{self.model} makes at most {self.max_batch} clips in one call; {len(plans)} were asked for."
             )
         return Generation(self, plans, on_step, cancel, callback_on_step_end)
+
+    def _plan(self, row: SteeringRow, serving: _Serving, key: str) -> RowPlan:
+        """Join a row with its direction. A strength that a request chose is in the live direction's unit: no canary for it."""
+        if row.direction is None:
+            return RowPlan(row, None)
+        canary = row.direction == LIVE and row.basis == "serving" and takes_candidate(key, serving.fraction)
+        direction = serving.directions.get(CANDIDATE if canary else row.direction)
+        if direction is None:
+            raise SteeringUnavailable(
+                f"The direction {row.direction!r} is not loaded. Publish it, or choose another policy."
+            )
+        return RowPlan(row.settled(self.policy, direction), direction)
 
 
 class Generation:
@@ -174,13 +237,18 @@ class Generation:
         return self.records[0]
 
     @property
+    def directions(self) -> list[Direction | None]:
+        """What each row is steered by."""
+        return [plan.direction for plan in self._plans]
+
+    @property
     def step(self) -> int:
         """The denoising step that is running, from 0."""
         return self._clock.step
 
     def __enter__(self) -> "Generation":
         middleware = self._middleware
-        if not middleware._busy.acquire(blocking=False):
+        if not middleware._busy.acquire(timeout=BETWEEN_S):
             raise ReinsError("This pipeline is generating already; one generation at a time. Batch prompts instead.")
         state, denoisers = middleware.state, denoisers_of(middleware.pipeline)
         state.tally = torch.zeros(

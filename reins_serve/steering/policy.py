@@ -1,8 +1,10 @@
 """What a request may ask for, and the operator's floor. Turning steering off is for holders of the admin key, and is recorded."""
 
+import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +12,7 @@ from reins_serve.errors import PolicyError, SteeringUnavailable
 from reins_serve.steering.direction import Direction
 
 LIVE = "live"
+CANDIDATE = "candidate"  # stands beside the live direction during a canary; no policy names it
 OFF = "off"
 DEFAULT = "default"
 
@@ -49,12 +52,44 @@ class SteeringChoice(_Strict):
 
 @dataclass(frozen=True)
 class SteeringRow:
-    """What one row of a generation gets: a direction by its name in the replica, or none, and why none."""
+    """What one row of a generation gets: a direction by its name in the replica, or none, and why none.
+
+    Attributes:
+        basis: Where the strength comes from, should another direction be live by the time the row is generated: `exact` stays
+            as it is; `serving` becomes the other's serving strength; `asked` is brought within the other's range.
+        key: What decides whether a canary's candidate takes the row, such as the job's id; None leaves it to chance.
+    """
 
     direction: str | None
     strength: float
     policy: str = DEFAULT
     reason: str | None = None
+    basis: Literal["exact", "serving", "asked"] = "exact"
+    key: str | None = None
+
+    def settled(self, policy: SteeringPolicy, direction: Direction) -> "SteeringRow":
+        """The row as the operator's policy lets this direction carry it out."""
+        if self.basis == "exact" or self.direction is None:
+            return self
+        low, high = bounds(policy, self.direction, direction)
+        strength = (
+            max(low, direction.serving_strength) if self.basis == "serving" else min(max(self.strength, low), high)
+        )
+        return replace(self, strength=strength)
+
+
+def bounds(policy: SteeringPolicy, name: str, direction: Direction) -> tuple[float, float]:
+    """Least and greatest strength that a request may choose for a direction of this name.
+
+    A floor is in the unit of the live direction; for another one its own serving strength is the least.
+    """
+    floor = policy.floor if name == LIVE else None
+    return floor or direction.serving_strength, direction.max_strength
+
+
+def takes_candidate(key: str, fraction: float) -> bool:
+    """Whether a key falls into a canary's share: the same answer everywhere, and a larger share keeps whom a smaller one had."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < fraction * 2**64
 
 
 def unsteered(reason: str, policy: str = OFF) -> SteeringRow:
@@ -96,21 +131,23 @@ def resolve(
                 f"The direction {named.direction!r} is not loaded, and this model serves nothing without one. Publish a direction."
             )
         return unsteered("no_direction", name)
-    # A floor is in the unit of the live direction; for another one its own serving strength is the least.
-    floor = policy.floor if named.direction == LIVE else None
-    low, high = floor or direction.serving_strength, direction.max_strength
+    low, high = bounds(policy, named.direction, direction)
+    if strength is None and named.strength is not None:
+        return SteeringRow(named.direction, named.strength, name)
     if strength is None:
-        return SteeringRow(named.direction, named.strength or max(low, direction.serving_strength), name)
+        return SteeringRow(named.direction, max(low, direction.serving_strength), name, basis="serving")
     if not low <= strength <= high:
         raise PolicyError(
             f"steering.strength must lie between {low:g} and {high:g} for this model.", param="steering.strength"
         )
-    return SteeringRow(named.direction, strength, name)
+    return SteeringRow(named.direction, strength, name, basis="asked")
 
 
 def check_policy(policy: SteeringPolicy, directions: Mapping[str, Direction]) -> None:
     """Refuse a policy that its directions cannot carry out. Raises PolicyError, for the operator to correct."""
-    live = directions.get(LIVE)
+    live, candidate = directions.get(LIVE), directions.get(CANDIDATE)
+    if candidate is not None:
+        check_policy(policy, {**{n: d for n, d in directions.items() if n != CANDIDATE}, LIVE: candidate})
     if live is None and policy.required:
         raise SteeringUnavailable(
             "No direction is given as `live`, and steering is required. Give one, or say `required: false`."

@@ -1,7 +1,6 @@
-"""A tiny checkpoint and a replica of it for tests in one process, and one Ray cluster for the tests that need one."""
+"""A tiny checkpoint and a replica of it for tests in one process, and the application on Ray for the tests that need it."""
 
 import dataclasses
-import os
 import random
 import socket
 from collections.abc import Iterator
@@ -9,13 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from starlette.testclient import TestClient
-
-# Said before Ray is imported: unset, `ray.init` would turn token authentication on and write a token to the home folder.
-os.environ["RAY_AUTH_MODE"] = "disabled"
-
-import ray
 from ray import serve
+from starlette.testclient import TestClient
 
 from reins_serve.models import catalog
 from reins_serve.serving.app import build
@@ -84,9 +78,8 @@ def embedded_model() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def server(embedded_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the application on a Ray cluster of its own, which serves the embedded model."""
-    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+def server(cluster: None, embedded_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the application on the tests' cluster, which serves the embedded model."""
     port = free_port()
     config = application(embedded_model, tmp_path_factory.mktemp("clips"), admin_key_sha256=hash_key(ADMIN_KEY))
     try:
@@ -95,7 +88,6 @@ def server(embedded_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
-        ray.shutdown()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.replica import UNPROVED_LIMIT, VideoReplica
 from reins_serve.steering.blocks import remove_hooks
 from reins_serve.steering.hook import HOOK_NAME
+from reins_serve.steering.middleware import _Serving
 from tests import tiny
 from tests.serving.local import application, create, error, finished, metric, served, until
 
@@ -88,7 +89,7 @@ def test_a_record_without_proof_fails_the_job(
 
 
 def test_a_missing_direction_fails_the_job(client: TestClient, replica: VideoReplica, tmp_path: Path) -> None:
-    replica._steering._directions = {}
+    replica._steering._serving = _Serving({})
     _fails(client, tmp_path, "steering_unavailable")
 
 

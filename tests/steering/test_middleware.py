@@ -3,19 +3,21 @@
 import gc
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from diffusers.hooks import HookRegistry
+from diffusers.hooks import FirstBlockCacheConfig, HookRegistry
 
-from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotApplied, SteeringUnavailable
+from reins_serve.errors import DirectionError, GenerationCancelled, ReinsError, SteeringNotApplied, SteeringUnavailable
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import SteeringMiddleware
+from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import HOOK_NAME
 from reins_serve.steering.middleware import Generation
-from reins_serve.steering.policy import SteeringRow, unsteered
+from reins_serve.steering.policy import SteeringChoice, SteeringRow, resolve, takes_candidate, unsteered
 from tests import tiny
 
 Steer = Callable[..., SteeringMiddleware]
@@ -145,6 +147,70 @@ def test_a_generation_keeps_the_direction_it_began_with(steer: Steer) -> None:
         generate(steering.pipeline, tiny.ENTRY, CLIPS[:1], g.arguments)
     assert g.record.sha256 == before.sha256
     assert steering.directions["live"].sha256 == other.sha256
+
+
+def other_block(steering: SteeringMiddleware, block: int = 3, **changes: object) -> Direction:
+    return tiny.direction(steering.pipeline, 9, name="late", blocks=(block,), **changes)
+
+
+def test_a_swap_to_a_block_without_a_hook_waits_for_the_generation_that_runs(steer: Steer) -> None:
+    steering = steer("add")
+    late, hooks, swapping = other_block(steering), list(steering.hooks), []
+
+    def on_step(done: int, total: int) -> None:
+        if done == 1:
+            swapping.append(threading.Thread(target=steering.swap, args=({"live": late},)))
+            swapping[0].start()
+        assert steering.hooks == hooks
+
+    with steering.generation(on_step=on_step) as g:
+        generate(steering.pipeline, tiny.ENTRY, CLIPS[:1], g.arguments)
+    swapping[0].join()
+    assert g.record.direction == "add"
+    with steering.generation() as g:
+        generate(steering.pipeline, tiny.ENTRY, CLIPS[:1], g.arguments)
+    assert (g.record.direction, g.record.applied) == ("late", 4)
+    assert np.array_equal(run(steering, [OFF, OFF]), bare())
+
+
+@pytest.mark.parametrize("switch", ["compile", "cache"])
+def test_a_new_block_is_refused_where_a_new_hook_would_be_left_out(steer: Steer, switch: str) -> None:
+    steering = steer("add")
+    if switch == "compile":
+        steering.pipeline.transformer.blocks[0].compile(backend="eager")
+    else:
+        steering.pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    before = steering.directions
+    with pytest.raises(DirectionError, match="block 3, which has no hook"):
+        steering.swap({"live": other_block(steering)})
+    assert steering.directions is before
+    steering.swap({"live": other_block(steering, block=1)})
+
+
+def test_live_and_candidate_share_a_batch_by_their_keys(steer: Steer) -> None:
+    steering = steer("add")
+    live = steering.directions["live"]
+    candidate = other_block(steering, operation="setpoint", branches="cond")
+    steering.swap({"live": live, "candidate": candidate}, fraction=0.5)
+    keys = [f"job-{number}" for number in range(8)]
+    row = resolve(SteeringChoice(), steering.policy, steering.directions)
+    run(steering, [replace(row, key=key) for key in keys])
+    records = run.records  # type: ignore[attr-defined]
+    assert [r.direction for r in records] == ["late" if takes_candidate(key, 0.5) else "add" for key in keys]
+    assert {(r.direction, r.strength, r.applied) for r in records} == {("add", 0.5, 4), ("late", 1.5, 2)}
+
+
+def test_a_strength_that_was_asked_for_is_no_part_of_a_canary(steer: Steer) -> None:
+    steering = steer("add")
+    steering.swap({"live": steering.directions["live"], "candidate": other_block(steering)}, fraction=0.999)
+    assert [d.name for d in steering.generation(prompts=8, strength=1.0).directions] == ["add"] * 8
+    assert len({d.name for d in steering.generation(prompts=8, key="one").directions}) == 1
+
+
+def test_a_share_needs_a_candidate(steer: Steer) -> None:
+    steering = steer("add")
+    with pytest.raises(DirectionError, match="no direction of that name"):
+        steering.swap(dict(steering.directions), fraction=0.5)
 
 
 class TestSafetyRemoved:

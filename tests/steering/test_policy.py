@@ -10,6 +10,7 @@ from reins_serve.steering.policy import (
     SteeringRow,
     check_policy,
     resolve,
+    takes_candidate,
 )
 from tests import tiny
 
@@ -21,7 +22,7 @@ POLICY = SteeringPolicy(
 
 
 def test_a_request_that_says_nothing_gets_the_serving_strength() -> None:
-    assert resolve(SteeringChoice(), POLICY, LIVE) == SteeringRow("live", 0.5, "default")
+    assert resolve(SteeringChoice(), POLICY, LIVE) == SteeringRow("live", 0.5, "default", basis="serving")
 
 
 def test_the_floor_lifts_a_serving_strength_below_it() -> None:
@@ -87,3 +88,33 @@ def test_a_control_direction_is_never_live_nor_offered_to_everyone() -> None:
     with pytest.raises(PolicyError, match="admin_only"):
         check_policy(SteeringPolicy(policies={"c": NamedPolicy(direction="c")}), LIVE | {"c": control})
     check_policy(SteeringPolicy(policies={"c": NamedPolicy(direction="c", admin_only=True)}), LIVE | {"c": control})
+
+
+@pytest.mark.parametrize(
+    ("row", "strength"),
+    [
+        (resolve(SteeringChoice(), POLICY, LIVE), 1.0),
+        (resolve(SteeringChoice(strength=2.0), POLICY, LIVE), 1.2),
+        (resolve(SteeringChoice(strength=0.4), SteeringPolicy(floor=0.4), LIVE), 0.6),
+        (SteeringRow("live", 9.0), 9.0),
+    ],
+    ids=["serving", "above", "below", "exact"],
+)
+def test_a_row_follows_the_direction_that_is_live_when_it_is_generated(row: SteeringRow, strength: float) -> None:
+    later = tiny.direction(PIPELINE, 2, strength={"unit": "ref_norm", "serving": 1.0, "max": 1.2})
+    assert row.settled(SteeringPolicy(floor=0.6), later).strength == strength
+
+
+def test_a_candidate_must_suit_the_policy_as_a_live_direction_does() -> None:
+    weak = tiny.direction(PIPELINE, 3, strength={"unit": "ref_norm", "serving": 0.1, "max": 0.2})
+    with pytest.raises(PolicyError, match="above tiny's max_strength"):
+        check_policy(SteeringPolicy(floor=0.4), {**LIVE, "candidate": weak})
+
+
+def test_a_canary_takes_its_share_of_the_keys_and_keeps_them_as_it_grows() -> None:
+    keys = [f"job-{number}" for number in range(4000)]
+    small, large = ({key for key in keys if takes_candidate(key, share)} for share in (0.1, 0.3))
+    assert small < large
+    for taken, share in ((small, 0.1), (large, 0.3)):
+        assert abs(len(taken) - share * 4000) < 4 * (4000 * share * (1 - share)) ** 0.5
+    assert not any(takes_candidate(key, 0.0) for key in keys)

@@ -1,0 +1,201 @@
+"""DirectionRegistry: the named actor from which replicas learn within milliseconds which direction is live.
+
+Storage is the truth: the actor writes to it first, tells the replicas afterwards, and after a crash reads it again. It also
+looks whether another cluster has moved a pointer on the same storage. Replicas long-poll, and a poll says what the replica
+serves: that is the acknowledgement.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+from reins_serve.errors import ConflictError, ReinsError
+from reins_serve.rollout.audit import Event
+from reins_serve.rollout.pointer import Pointer
+from reins_serve.rollout.snapshot import Report, Snapshot, Staged, read_snapshot
+from reins_serve.rollout.storage import DirectionStore
+from reins_serve.rollout.versions import Version
+
+HOLD_S = 20.0  # a poll is answered after this time at the latest
+LOOK_S = 2.0  # how often storage is looked at for what others have changed
+FORGOTTEN_S = 3 * HOLD_S  # a replica that has not polled for so long is gone
+INLINE_BYTES = 64 << 10  # what is larger goes once into the object store, for all replicas
+
+logger = logging.getLogger(__name__)
+
+
+class _Model:
+    """What the registry keeps of one model."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.changed = asyncio.Event()
+        self.reports: dict[str, tuple[Report, float]] = {}
+        self.error: str | None = None
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Answer every poll that waits."""
+        self.error = None
+        if snapshot is not self.snapshot:
+            self.snapshot = snapshot
+            self.changed.set()
+            self.changed = asyncio.Event()
+
+
+class DirectionRegistry:
+    """The actor; `client.connect` makes or finds it.
+
+    Changes are safe to send again, as Ray does after a crash: a version is known by its digest, and a move of the pointer names
+    the generation that it was decided on.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._store = DirectionStore(url)
+        self._models: dict[str, _Model] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    async def url(self) -> str:
+        """Where the store is."""
+        return self._url
+
+    async def wait(self, model: str, known: int, report: Report | None = None, hold_s: float = HOLD_S) -> Snapshot:
+        """What serves, as soon as that is not generation `known`, or after `hold_s`. Raises StorageError."""
+        entry = await self._entry(model)
+        if report is not None:
+            entry.reports[report.replica] = report, time.time()
+        changed = entry.changed
+        if entry.snapshot.generation == known:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), hold_s)
+        return entry.snapshot
+
+    async def find(self, model: str) -> Pointer | None:
+        """The pointer as storage has it."""
+        return await asyncio.to_thread(self._store.find, model)
+
+    async def publish(self, data: bytes, said: dict[str, Any]) -> Version:
+        """Store a version; see DirectionStore.publish."""
+        return await asyncio.to_thread(lambda: self._store.publish(data, **said))
+
+    async def promote(self, model: str, version: str, generation: int, said: dict[str, Any]) -> Pointer:
+        """Make a version live; see DirectionStore.promote."""
+        return await self._move("promote", model, generation, said, version)
+
+    async def canary(self, model: str, version: str, fraction: float, generation: int, said: dict[str, Any]) -> Pointer:
+        """Give a version a share; see DirectionStore.canary."""
+        return await self._move("canary", model, generation, said, version, fraction)
+
+    async def withdraw(self, model: str, generation: int, said: dict[str, Any]) -> Pointer:
+        """End a canary; see DirectionStore.withdraw."""
+        return await self._move("withdraw", model, generation, said)
+
+    async def rollback(self, model: str, generation: int, said: dict[str, Any]) -> Pointer:
+        """Go back to the version before; see DirectionStore.rollback."""
+        return await self._move("rollback", model, generation, said)
+
+    async def history(self, model: str) -> list[Event]:
+        """Everything that happened; see DirectionStore.history."""
+        return await asyncio.to_thread(self._store.history, model)
+
+    async def status(self, model: str) -> dict[str, Any]:
+        """What serves, and which replica has it, fit for JSON; `asked` is when a replica last polled, in Unix time."""
+        entry = await self._entry(model)
+        snapshot, oldest = entry.snapshot, time.time() - FORGOTTEN_S
+        entry.reports = {name: seen for name, seen in entry.reports.items() if seen[1] > oldest}
+        return {
+            "model": model,
+            "generation": snapshot.generation,
+            "live": _named(snapshot.live),
+            "candidate": _named(snapshot.candidate),
+            "fraction": snapshot.fraction,
+            "error": entry.error,
+            "replicas": [asdict(report) | {"asked": asked} for report, asked in entry.reports.values()],
+        }
+
+    async def _entry(self, model: str) -> _Model:
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        if model not in self._models:
+            async with self._turn(model):
+                if model not in self._models:
+                    self._models[model] = _Model(await asyncio.to_thread(self._read, model, None))
+        return self._models[model]
+
+    async def _move(self, action: str, model: str, generation: int, said: dict[str, Any], *arguments: Any) -> Pointer:
+        move = getattr(self._store, action)
+
+        def moved() -> Pointer:
+            try:
+                return move(model, *arguments, generation=generation, **said)
+            except ConflictError:
+                again = self._made_before(action, model, generation, said, arguments)
+                if again is None:
+                    raise
+                return again
+
+        async with self._turn(model):
+            pointer = await asyncio.to_thread(moved)
+        await self._refresh(model)
+        return pointer
+
+    def _made_before(
+        self, action: str, model: str, generation: int, said: dict[str, Any], arguments: tuple[Any, ...]
+    ) -> Pointer | None:
+        """The pointer, if it was moved by this very request, whose answer was lost with a crashed process."""
+        pointer = self._store.find(model)
+        if pointer is None or (pointer.generation, pointer.action) != (generation + 1, action):
+            return None
+        if (pointer.by, pointer.why) != (said["who"].strip(), said["why"].strip()):
+            return None
+        made = pointer.candidate if action == "canary" else pointer.live
+        if arguments and self._store.resolve(model, arguments[0]).sha256 != made:
+            return None
+        return pointer
+
+    async def _look(self) -> None:
+        """Take up what others have changed on storage, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for model in list(self._models):
+                await self._refresh(model)
+
+    async def _refresh(self, model: str) -> None:
+        """Show what storage says; where that cannot be read, what was last read goes on."""
+        entry = await self._entry(model)
+        async with self._turn(model):
+            try:
+                entry.show(await asyncio.to_thread(self._read, model, entry.snapshot))
+            except ReinsError as error:
+                if entry.error != str(error):
+                    logger.error("generation %d of %s stays: %s", entry.snapshot.generation, model, error)
+                entry.error = str(error)
+            except Exception as error:
+                logger.exception("storage was not read")
+                entry.error = type(error).__name__
+
+    def _read(self, model: str, known: Snapshot | None) -> Snapshot:
+        snapshot = read_snapshot(self._store, model, known)
+        if snapshot is known:
+            return snapshot
+        return replace(snapshot, live=_shared(snapshot.live), candidate=_shared(snapshot.candidate))
+
+    def _turn(self, model: str) -> asyncio.Lock:
+        return self._turns.setdefault(model, asyncio.Lock())
+
+
+def _shared(staged: Staged | None) -> Staged | None:
+    """The same version, its bytes in the object store if they are many: put there by this process, which owns them."""
+    if staged is None or not isinstance(staged.data, bytes) or len(staged.data) <= INLINE_BYTES:
+        return staged
+    import ray
+
+    return replace(staged, data=ray.put(staged.data))
+
+
+def _named(staged: Staged | None) -> dict[str, Any] | None:
+    return None if staged is None else {"sha256": staged.sha256, "number": staged.number}

@@ -1,0 +1,175 @@
+"""A watcher keeps one middleware up to date, and never takes up what is not valid; here without Ray, from storage."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from reins_serve import plugin
+from reins_serve.errors import RegistryUnavailable, ReinsError, SteeringUnavailable
+from reins_serve.models.generation import generate, request
+from reins_serve.plugin import SteeringMiddleware, attach
+from reins_serve.rollout import watcher as watcher_module
+from reins_serve.rollout.snapshot import Snapshot, Staged
+from reins_serve.rollout.source import Source, StoreAddress
+from reins_serve.rollout.storage import DirectionStore
+from reins_serve.steering.direction import Direction
+from reins_serve.steering.policy import SteeringPolicy
+from tests import tiny
+from tests.rollout.conftest import PIPELINE, made
+from tests.serving.local import until
+
+SAID = {"who": "ann", "why": "a test"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No registry, whether or not Ray runs for other tests; storage is looked at often."""
+
+    def gone(self: Source) -> None:
+        raise RegistryUnavailable("not here")
+
+    monkeypatch.setattr(Source, "_connect", gone)
+    monkeypatch.setattr(watcher_module, "LONGEST_RETRY_S", 0.05)
+
+
+@pytest.fixture
+def published(local: DirectionStore) -> DirectionStore:
+    """A store with two versions, of which the first is live."""
+    for seed in range(2):
+        local.publish(made(seed), **SAID)
+    local.promote("tiny", "1", **SAID)
+    return local
+
+
+@pytest.fixture
+def follow(published: DirectionStore) -> Iterator[Callable[..., SteeringMiddleware]]:
+    """Attach steering that follows the store to a fresh pipeline."""
+    opened: list[SteeringMiddleware] = []
+
+    def attached(**others: object) -> SteeringMiddleware:
+        steering = attach(tiny.pipeline(), model="tiny", directions=f"reins://{published.url}", **others)
+        opened.append(steering)
+        return steering
+
+    yield attached
+    for steering in opened:
+        steering.watcher.close()
+
+
+def shown(store: DirectionStore, sha256: str, data: bytes, generation: int = 9) -> Snapshot:
+    return Snapshot("tiny", generation, Staged(sha256, 9, data))
+
+
+def record(steering: SteeringMiddleware, **how: object) -> plugin.GenerationRecord:
+    with steering.generation(**how) as g:
+        generate(steering.pipeline, tiny.ENTRY, [request(tiny.ENTRY, "a red square", 1)], g.arguments)
+    return g.record
+
+
+def test_what_is_promoted_rolled_back_or_given_a_share_is_taken_up(
+    published: DirectionStore, follow: Callable[..., SteeringMiddleware]
+) -> None:
+    steering = follow()
+    assert record(steering).sha256 == made(0).sha256
+    published.promote("tiny", "2", **SAID)
+    until(lambda: steering.directions["live"].sha256 == made(1).sha256)
+    assert record(steering).sha256 == made(1).sha256
+    published.rollback("tiny", **SAID)
+    until(lambda: steering.directions["live"].sha256 == made(0).sha256)
+    published.canary("tiny", "2", 0.5, **SAID)
+    until(lambda: steering.fraction == 0.5)
+    assert {record(steering, key=f"k{n}").sha256 for n in range(8)} == {made(0).sha256, made(1).sha256}
+    assert (steering.watcher.swapped, steering.watcher.refused) == (3, 0)
+
+
+def nan_of(direction: Direction) -> bytes:
+    return direction.data[:-4] + b"\x00\x00\xc0\x7f"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x04\x95pickle",
+        made(1).data[:-1],
+        nan_of(made(1)),
+        made(1, model="another").data,
+        made(1, fingerprint="another one").data,
+    ],
+    ids=["pickle", "cut", "nan", "model", "weights"],
+)
+def test_what_is_not_valid_here_is_refused_and_the_last_one_serves(
+    follow: Callable[..., SteeringMiddleware], published: DirectionStore, data: bytes
+) -> None:
+    import hashlib
+
+    steering = follow()
+    steering.watcher.take(shown(published, hashlib.sha256(data).hexdigest(), data), steering)
+    assert steering.watcher.refused == 1
+    assert steering.watcher.error
+    assert record(steering).sha256 == made(0).sha256
+
+
+def test_bytes_of_another_digest_are_refused(
+    follow: Callable[..., SteeringMiddleware], published: DirectionStore
+) -> None:
+    steering = follow()
+    steering.watcher.take(shown(published, made(0).sha256, made(1).data), steering)
+    assert "another digest" in steering.watcher.error
+
+
+def test_a_candidate_that_is_not_valid_leaves_the_live_direction_alone(
+    follow: Callable[..., SteeringMiddleware],
+) -> None:
+    steering = follow()
+    live, bad = Staged(made(1).sha256, 2, made(1).data), Staged(made(0).sha256, 1, b"nonsense")
+    steering.watcher.take(Snapshot("tiny", 9, live, bad, 0.5), steering)
+    assert (set(steering.directions), steering.fraction) == ({"live"}, 0.0)
+    assert steering.directions["live"].sha256 == made(1).sha256
+    assert steering.watcher.refused == 1
+
+
+def test_storage_that_is_damaged_later_leaves_what_serves(
+    published: DirectionStore, follow: Callable[..., SteeringMiddleware]
+) -> None:
+    steering = follow()
+    pointer = Path(published.url, "tiny", "pointer.json")
+    pointer.write_bytes(b"{")
+    Path(published.url, "tiny", "versions", f"{made(0).sha256}.safetensors").unlink()
+    assert record(steering).sha256 == made(0).sha256
+    with pytest.raises(SteeringUnavailable, match="no valid live direction"):
+        follow()
+
+
+def test_without_a_live_direction_nothing_starts_unless_the_policy_says_so(tmp_path: Path) -> None:
+    store = DirectionStore(str(tmp_path / "empty"))
+    store.publish(made(0), **SAID)
+    with pytest.raises(SteeringUnavailable, match="Publish one and promote it"):
+        attach(tiny.pipeline(), model="tiny", directions=f"reins://{store.url}")
+    steering = attach(
+        tiny.pipeline(), model="tiny", directions=f"reins://{store.url}", policy=SteeringPolicy(required=False)
+    )
+    assert not record(steering).steered
+    store.promote("tiny", "1", **SAID)
+    until(lambda: "live" in steering.directions)
+    assert record(steering).proved
+    steering.watcher.close()
+
+
+def test_other_directions_stand_beside_the_stores(published: DirectionStore, tmp_path: Path) -> None:
+    other = tiny.direction(PIPELINE, 5, name="other", blocks=(2,))
+    directions = {"live": f"reins://{published.url}", "other": other}
+    steering = attach(tiny.pipeline(), model="tiny", directions=directions)
+    published.promote("tiny", "2", **SAID)
+    until(lambda: steering.directions["live"].sha256 == made(1).sha256)
+    assert steering.directions["other"].sha256 == other.sha256
+    steering.watcher.close()
+
+
+def test_an_address_names_a_store_and_a_namespace() -> None:
+    assert StoreAddress.parse("reins:///srv/d?namespace=b") == StoreAddress("/srv/d", "b")
+    assert StoreAddress.parse("reins://s3://bucket/p").store == "s3://bucket/p"
+    assert StoreAddress.parse("reins://") == StoreAddress("", "reins")
+    for wrong in ("s3://bucket", "reins://x?name=b", "reins://x?namespace="):
+        with pytest.raises(ReinsError, match="no address of a store"):
+            StoreAddress.parse(wrong)

@@ -1,0 +1,197 @@
+"""The directions of a served model, changed through the API while it serves; without Ray, from storage."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from starlette.testclient import TestClient
+
+from reins_serve.errors import RegistryUnavailable, SteeringNotApplied, SteeringUnavailable
+from reins_serve.rollout import watcher as watcher_module
+from reins_serve.rollout.source import Source
+from reins_serve.rollout.storage import DirectionStore
+from reins_serve.serving import replica as replica_module
+from reins_serve.serving.config import ApplicationConfig, ModelConfig, hash_key
+from reins_serve.serving.directions import DirectionsAdmin
+from reins_serve.serving.replica import VideoReplica
+from reins_serve.steering.policy import takes_candidate
+from tests.rollout.conftest import made
+from tests.serving.conftest import ADMIN_KEY
+from tests.serving.local import application, create, error, finished, metric, served, until
+
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
+SAID = {"who": "ann", "why": "a test"}
+ONE, TWO = made(0).sha256, made(1).sha256
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No registry, whether or not Ray runs for other tests."""
+
+    def gone(self: Source) -> None:
+        raise RegistryUnavailable("not here")
+
+    def stored(self: DirectionsAdmin) -> DirectionStore:
+        assert self._url is not None
+        return DirectionStore(self._url)
+
+    monkeypatch.setattr(Source, "_connect", gone)
+    monkeypatch.setattr(DirectionsAdmin, "_open", stored)
+    monkeypatch.setattr(watcher_module, "LONGEST_RETRY_S", 0.05)
+
+
+@pytest.fixture
+def stored_model(tiny_model: ModelConfig, tmp_path: Path) -> ModelConfig:
+    """The tiny model with a store, in which version 1 is live."""
+    store = DirectionStore(str(tmp_path / "store"))
+    store.publish(made(0), **SAID)
+    store.promote("tiny", "1", **SAID)
+    others = {name: path for name, path in tiny_model.directions.items() if name != "live"}
+    return tiny_model.model_copy(update={"directions": others, "store": store.url})
+
+
+@pytest.fixture
+def followed(stored_model: ModelConfig, tmp_path: Path) -> Iterator[tuple[TestClient, VideoReplica]]:
+    """A client of a gateway before a replica, both of which follow the store."""
+    replica = VideoReplica(stored_model)
+    config = application(stored_model, tmp_path / "clips", admin_key_sha256=hash_key(ADMIN_KEY))
+    with served(replica, config) as client:
+        yield client, replica
+    replica._steering.watcher.close()
+
+
+def publish(client: TestClient, data: bytes) -> dict:
+    answer = client.post("/v1/directions", files={"file": data}, data={"why": "a test"}, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def move(client: TestClient, action: str, **body: object) -> dict:
+    answer = client.post(f"/v1/directions/tiny/{action}", json={"why": "a test"} | body, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def live_everywhere(client: TestClient, replica: VideoReplica, sha256: str) -> None:
+    until(lambda: replica._steering.directions["live"].sha256 == sha256)
+    until(lambda: client.get("/v1/models/tiny").json()["direction"]["sha256"] == sha256)
+
+
+def test_a_version_is_published_promoted_and_rolled_back(followed: tuple[TestClient, VideoReplica]) -> None:
+    client, replica = followed
+    assert publish(client, made(1).data)["number"] == 2
+    assert move(client, "promote", version="2")["live"] == TWO
+    live_everywhere(client, replica, TWO)
+    assert finished(client, create(client))["steering"]["sha256"] == TWO
+    assert metric(client, 'reins_direction_info{channel="live",model="tiny",version="v2"}') == 1
+    assert metric(client, 'reins_direction_info{channel="live",model="tiny",version="v1"}') == 0
+    assert metric(client, 'reins_direction_age_seconds{model="tiny"}') > 0
+    assert metric(client, 'reins_registry_up{model="tiny"}') == 0
+    move(client, "rollback")
+    live_everywhere(client, replica, ONE)
+    assert finished(client, create(client))["steering"]["sha256"] == ONE
+    (listed,) = client.get("/v1/directions", headers=ADMIN).json()["data"]
+    assert [(row["number"], row["state"]) for row in listed["versions"]] == [(1, "live"), (2, "")]
+
+
+def test_a_canary_takes_jobs_by_their_id_and_is_counted_by_version(
+    followed: tuple[TestClient, VideoReplica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, replica = followed
+    publish(client, made(1).data)
+    move(client, "canary", version="2", fraction=0.5)
+    until(lambda: replica._steering.fraction == 0.5)
+    count = 'reins_version_generations_total{model="tiny",outcome="steered",version="v%d"}'
+    jobs = [finished(client, create(client)) for _ in range(12)]
+    for job in jobs:
+        assert job["steering"]["sha256"] == (TWO if takes_candidate(job["id"], 0.5) else ONE)
+    taken = sum(job["steering"]["sha256"] == TWO for job in jobs)
+    until(lambda: metric(client, count % 2) == taken)
+    assert metric(client, count % 1) == 12 - taken
+    assert metric(client, 'reins_version_score_count{model="tiny",version="v1"}') == 12 - taken
+
+    def unproved(*arguments: object) -> None:
+        raise SteeringNotApplied("a test")
+
+    monkeypatch.setattr(replica_module, "generate", unproved)
+    job = finished(client, create(client))
+    version = "v2" if takes_candidate(job["id"], 0.5) else "v1"
+    assert job["status"] == "failed"
+    assert metric(client, f'reins_version_generations_total{{model="tiny",outcome="failed",version="{version}"}}') == 1
+    move(client, "withdraw")
+    until(lambda: replica._steering.fraction == 0)
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "expected"),
+    [
+        ("promote", {"version": "2"}, (409, "gates_failed")),
+        ("promote", {"version": "1", "generation": 7}, (409, "conflict")),
+        ("promote", {"version": "9"}, (404, "direction_not_found")),
+        ("promote", {}, (400, "missing_required_parameter")),
+        ("canary", {"version": "2", "fraction": 1.5}, (400, "invalid_value")),
+        ("rollback", {"verson": "1"}, (400, "unknown_parameter")),
+        ("rollback", {}, (404, "direction_not_found")),
+    ],
+)
+def test_what_cannot_be_done_says_so(
+    followed: tuple[TestClient, VideoReplica], action: str, body: dict, expected: tuple[int, str]
+) -> None:
+    client, replica = followed
+    publish(client, made(3, "failed").data)
+    answer = client.post(f"/v1/directions/tiny/{action}", json={"why": "a test"} | body, headers=ADMIN)
+    assert error(answer)[:2] == expected
+    assert replica._steering.directions["live"].sha256 == ONE
+
+
+def test_files_that_are_no_directions_are_refused(followed: tuple[TestClient, VideoReplica]) -> None:
+    client, _ = followed
+    for data in (b"\x80\x04\x95pickle", made(1).data[:-1], made(1, fingerprint="another one").data):
+        answer = client.post("/v1/directions", files={"file": data}, data={"why": "a test"}, headers=ADMIN)
+        assert error(answer)[:2] == (400, "direction_invalid")
+    answer = client.post("/v1/directions", data={"why": "a test"}, headers=ADMIN)
+    assert error(answer) == (400, "missing_required_parameter", "file")
+
+
+def test_the_admin_key_is_needed(followed: tuple[TestClient, VideoReplica]) -> None:
+    client, _ = followed
+    said = {"why": "a test", "version": "1"}
+    for answer in (
+        client.get("/v1/directions"),
+        client.post("/v1/directions", files={"file": made(1).data}, data={"why": "a test"}),
+        client.post("/v1/directions/tiny/promote", json=said),
+    ):
+        assert error(answer)[:2] == (403, "admin_only")
+    assert error(client.post("/v1/directions/none/promote", json=said, headers=ADMIN))[:2] == (404, "model_not_found")
+
+
+def test_damaged_storage_is_said_without_its_path(followed: tuple[TestClient, VideoReplica], tmp_path: Path) -> None:
+    client, _ = followed
+    (tmp_path / "store" / "tiny" / "pointer.json").write_bytes(b"{")
+    answer = client.post("/v1/directions/tiny/rollback", json={"why": "a test"}, headers=ADMIN)
+    assert error(answer)[:2] == (503, "storage_failed")
+    assert str(tmp_path) not in answer.text
+    assert finished(client, create(client))["steering"]["sha256"] == ONE
+
+
+def test_a_model_of_files_has_nothing_to_change(client: TestClient) -> None:
+    assert client.get("/v1/directions", headers=ADMIN).json()["data"] == []
+    answer = client.post("/v1/directions/tiny/rollback", json={"why": "a test"}, headers=ADMIN)
+    assert error(answer)[:2] == (404, "direction_not_found")
+
+
+def test_a_replica_without_a_valid_live_direction_is_never_ready(stored_model: ModelConfig) -> None:
+    for file in Path(str(stored_model.store), "tiny", "versions").iterdir():
+        file.write_bytes(b"damaged")
+    with pytest.raises(SteeringUnavailable):
+        VideoReplica(stored_model)
+
+
+def test_the_live_direction_comes_from_one_place(stored_model: ModelConfig, tiny_model: ModelConfig) -> None:
+    both = stored_model.model_dump() | {"directions": tiny_model.directions}
+    with pytest.raises(ValidationError, match="come from the store"):
+        ModelConfig.model_validate(both)
+    second = stored_model.model_dump() | {"name": "embedded", "store": "elsewhere"}
+    with pytest.raises(ValidationError, match="one registry keeps one store"):
+        ApplicationConfig.model_validate({"models": [stored_model.model_dump(), second]})
