@@ -165,7 +165,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(tmp_path: Path
             for process in psutil.process_iter(["cmdline", "create_time"]):
                 words = " ".join(process.info["cmdline"] or ())
                 if "MapWorker(MapBatches(Generator))" in words and process.info["create_time"] > began - 60:
-                    time.sleep(4)  # while it loads, or generates
+                    time.sleep(0.5)  # while it loads, or generates
                     os.kill(process.pid, signal.SIGKILL)
                     killed.set()
                     return
