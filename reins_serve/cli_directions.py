@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reins_serve.console import console
 from reins_serve.errors import ReinsError
 from reins_serve.rollout.compare import changes, cosines
 from reins_serve.rollout.overview import gates_of, overview
@@ -106,7 +106,7 @@ def diff(a: File, b: File, store: AnyStore = None, as_json: AsJson = False) -> N
     table = Table("field", "A", "B")
     for field, (before, after) in changed.items():
         table.add_row(*(Text(text) for text in (field, json.dumps(before), json.dumps(after))))
-    _console().print(table if changed else "no field differs")
+    console(200).print(table if changed else "no field differs")
 
 
 @app.command()
@@ -181,7 +181,7 @@ def history(model: Model, store: Store, as_json: AsJson = False) -> None:
         cells = (f"{event.at:%Y-%m-%d %H:%M:%S}", event.action, before, after, share, str(event.generation or ""), event.by,
                  event.why, event.override or "")  # fmt: skip
         table.add_row(*map(Text, cells))
-    _console().print(table)
+    console(200).print(table)
 
 
 @app.command()
@@ -212,7 +212,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         cells = [row["model"], f"v{row['number']}", row["sha256"][:12], state, since, row.get("steers", "")]
         cells += [row.get("fitted", ""), _verdict(row), published, row["by"]]
         table.add_row(*map(Text, cells), style={"live": "bold green", "candidate": "yellow"}.get(row["state"]))
-    _console().print(table)
+    console(200).print(table)
 
 
 def _verdict(row: dict[str, Any]) -> str:
@@ -237,7 +237,3 @@ def _tell(store: DirectionStore, pointer: Pointer) -> None:
     )
     beside = f", candidate {candidate} for {pointer.fraction:.4g} of the generations" if candidate else ""
     print(f"{pointer.model} generation {pointer.generation}: live {live}{beside}")
-
-
-def _console() -> Console:
-    return Console(width=None if Console().is_terminal else 200)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from reins_serve.console import console
 from reins_serve.errors import ReinsError
 from reins_serve.models import catalog
 from reins_serve.models.catalog import CHECKPOINTS, CatalogEntry
@@ -27,18 +27,18 @@ def list_models(
         return
     entries = list(catalog.entries().values())
     if as_json:
-        print(json.dumps([_facts(entry) for entry in entries], indent=2))
+        print(json.dumps([_facts(entry) for entry in entries], indent=2, default=str))
         return
     table = Table("model", "tasks", "denoiser", "clip", "fps", "steps", "weights", "GPU", "licence", "commercial use")
     for entry in entries:
         table.add_row(*_row(entry))
-    Console(width=None if Console().is_terminal else 200).print(table)
+    console(200).print(table)
 
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="Name in the catalogue.")]) -> None:
     """Show everything that the catalogue says of one checkpoint, as JSON."""
-    print(json.dumps(_facts(catalog.get(name)), indent=2))
+    print(json.dumps(_facts(catalog.get(name)), indent=2, default=str))
 
 
 @app.command()
@@ -77,17 +77,17 @@ def check(
         print(json.dumps({"checkpoint": checkpoint, "base": steering.base.model_dump(), "proof": proofs}, indent=2))
         return
     base = steering.base
-    console = Console(width=None if Console().is_terminal else 160)
-    console.print(f"{checkpoint}: {type(pipeline).__name__}, {base.denoiser_class} ({base.denoiser}), {base.num_blocks} blocks x "
+    out = console(160)
+    out.print(f"{checkpoint}: {type(pipeline).__name__}, {base.denoiser_class} ({base.denoiser}), {base.num_blocks} blocks x "
                   f"{base.width}, fingerprint {base.fingerprint}", highlight=False)  # fmt: skip
     table = Table("direction", "block", "pushes = plan", "error against float64", "displacement", "change of latents")
     for name, proof in steering.proof.items():
         blocks = ", ".join(map(str, steering.directions[name].blocks))
         row = (f"{proof.applications}", f"{proof.error:.1e}", f"{proof.displacement:.3g}", f"{proof.latent_change:.3g}")
         table.add_row(name, blocks, *row)
-    console.print(table)
+    out.print(table)
     clips = "two clips of one call are independent" if entry.max_batch != 1 else "one clip a call"
-    console.print(f"proved: off is bit-identical, the window and the branches are those of the plan, {clips}.")
+    out.print(f"proved: off is bit-identical, the window and the branches are those of the plan, {clips}.")
 
 
 @app.command()

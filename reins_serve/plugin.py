@@ -80,9 +80,10 @@ def attach(
         watcher, named, fraction = None, load_directions(directions), 0.0
     else:
         others = {n: d for n, d in directions.items() if n != LIVE} if isinstance(directions, Mapping) else {}
-        watcher = Watcher(address, model, load_directions(others))
+        fixed = load_directions(others)
+        watcher = Watcher(address, model, fixed)
         first, fraction = watcher.first(policy.required)
-        named = {**load_directions(others), **first}
+        named = {**fixed, **first}
     path_of(pipeline)  # refuses what cannot be steered, before anything is run
     bare = bare_latents(pipeline, entry)
     try:

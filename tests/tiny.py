@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from reins_serve.models.catalog import CatalogEntry, register
-from reins_serve.models.fingerprint import fingerprint
-from reins_serve.steering.direction import BlockStatistics, Direction, DirectionMeta
+from reins_serve.steering.direction import Direction
+from reins_serve.steering.trial import trial_direction
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "another", "clip", "negative", "prompt", "red", "square"]
 ENTRY = CatalogEntry(
@@ -55,39 +55,16 @@ def pipeline(seed: int = 0) -> WanPipeline:
     return made
 
 
-def meta(made: WanPipeline, **changes: object) -> DirectionMeta:
-    """Metadata of a direction for a tiny pipeline; `changes` replace top-level fields."""
-    blocks = changes.get("blocks", (1,))
-    values: dict = {
-        "format": "reins.direction/1",
-        "name": "tiny",
-        "model": "tiny",
-        "version": "1",
-        "role": "steer",
-        "base": {
-            "fingerprint": fingerprint(made), "denoiser": "transformer", "denoiser_class": "WanTransformer3DModel",
-            "width": 16, "num_blocks": 4,
-        },
-        "blocks": (1,),
-        "operation": "add",
-        "norm": "none",
-        "branches": "both",
-        "window": {"start": 0, "end": 0.5},
-        "strength": {"unit": "ref_norm", "serving": 0.5, "max": 2.0},
-        "statistics": [BlockStatistics(safe_mean=0.5, unsafe_mean=-0.5, ref_norm=1.0)] * len(blocks),  # type: ignore[arg-type]
-        "fit": {
-            "method": "supervised-pca", "created": "2026-01-01T00:00:00Z", "tool": "test", "prompts_safe": 1,
-            "prompts_unsafe": 1, "clips": 2, "judge": "none", "seed": 0,
-        },
-        "gates": {},
-    }  # fmt: skip
-    if changes.get("operation") == "setpoint":
-        values["strength"] = {"unit": "deficit", "serving": 1.5, "max": 2.0}
-    return DirectionMeta.model_validate(values | changes)
+FIT = {
+    "method": "supervised-pca", "created": "2026-01-01T00:00:00Z", "tool": "test", "prompts_safe": 1,
+    "prompts_unsafe": 1, "clips": 2, "judge": "none", "seed": 0,
+}  # fmt: skip
 
 
 def direction(made: WanPipeline, seed: int = 0, **changes: object) -> Direction:
-    """A random unit direction for a tiny pipeline."""
-    described = meta(made, **changes)
-    vectors = torch.randn(len(described.blocks), described.base.width, generator=torch.Generator().manual_seed(seed))
-    return Direction.create(described, torch.nn.functional.normalize(vectors, dim=1))
+    """A random unit direction for a tiny pipeline; `changes` replace top-level fields of its metadata."""
+    strength = {"unit": "ref_norm", "serving": 0.5, "max": 2.0}
+    if changes.get("operation") == "setpoint":
+        strength = {"unit": "deficit", "serving": 1.5, "max": 2.0}
+    values = {"name": "tiny", "model": "tiny", "blocks": (1,), "strength": strength, "fit": FIT}
+    return trial_direction(made, seed, **values | changes)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from reins_serve.calibration.judges import Judge
 from reins_serve.errors import ReinsError
 from reins_serve.steering.direction import Window
 
@@ -43,6 +44,11 @@ class JudgeColumns(_Strict):
     revision: str
     unsafe: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, judge: Judge) -> "JudgeColumns":
+        """The columns of what a judge answers."""
+        return cls(revision=judge.revision, unsafe=tuple(judge.unsafe), kept=judge.kept)
 
 
 class ActivationsMeta(_Strict):

@@ -39,6 +39,11 @@ def prompt_digest(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
+def clip_id(prompt: str, seed: int) -> str:
+    """Names a clip of one model: by its prompt's digest and its seed."""
+    return f"{prompt_digest(prompt)[:16]}-{seed}"
+
+
 def write_activations(
     root: str,
     meta: ActivationsMeta,

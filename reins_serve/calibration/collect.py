@@ -84,7 +84,7 @@ def _store(root: str, config: RecalibrateConfig, made: Made, judged: list[Judged
         width=made.base.width,
         dtype=config.dtype,
         window=config.window,
-        judges={judge.name: JudgeColumns(revision=judge.revision, unsafe=tuple(judge.unsafe), kept=judge.kept)},
+        judges={judge.name: JudgeColumns.of(judge)},
     )
     entry = entry_of(config)
     columns: dict[str, Any] = {

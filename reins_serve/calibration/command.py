@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from reins_serve.calibration.config import RecalibrateConfig
+from reins_serve.console import console
 from reins_serve.errors import ReinsError
 
 
@@ -52,15 +52,15 @@ def run(path: Path, out: Path, shuffle: bool, override: str | None, until: str) 
     finally:
         if own:
             ray.shutdown()
-    console = Console(width=None if Console().is_terminal else 140)
+    shown_at = console(140)
     table = Table("gate", "value", "limit", "verdict")
     for name, gate in outcome.gates.items():
         value = "" if gate.value is None else f"{gate.value:.4g}"
         table.add_row(name, value, gate.limit, "passed" if gate.passed else "FAILED")
-    console.print(table)
+    shown_at.print(table)
     if outcome.direction is not None:
         strength = outcome.direction.meta.strength
-        console.print(
+        shown_at.print(
             f"{outcome.direction.name}: {outcome.direction.operation}, {outcome.direction.branches} branches, blocks "
             f"{list(outcome.direction.blocks)}, strength {strength.serving:g} (up to {strength.max:g}) in {strength.unit}; "
             f"written to {out}" + (f", published as version {outcome.published}" if outcome.published else ""),

@@ -57,6 +57,12 @@ class Fitted:
     clips: int
     categories: dict[str, Any] | None = None
 
+    @property
+    def cosine_to_live(self) -> float | None:
+        """The least cosine with the live direction at a block that it steers; None where there is nothing to compare."""
+        known = [layer["cosine_to_live"] for layer in self.layers if layer["cosine_to_live"] is not None]
+        return min(known, default=None)
+
 
 def read_labels(stored: StoredActivations, judge: str, thresholds: Mapping[str, float], shuffle: int | None) -> Labels:
     """Labels by a judge's columns.
@@ -142,7 +148,6 @@ def evidence(
         problems.append(
             "On held-out clips safe projects no higher than unsafe: labels are inverted, or there is no direction."
         )
-    known = [layer["cosine_to_live"] for layer in fitted.layers if layer["cosine_to_live"] is not None]
     return FitEvidence(
         tuple(problems),
         fitted.model.prompts_,
@@ -152,7 +157,7 @@ def evidence(
         (float(half[0]), float(expected[0])),
         float(checks.clipped_cosine(pooled, unsafe, prompts)[0]),
         min((float(cosine[0]) for cosine in left_out.values()), default=None),
-        min(known, default=None),
+        fitted.cosine_to_live,
     )
 
 

@@ -86,6 +86,7 @@ def recalibrate(
     best = max(fitted.layers, key=lambda layer: layer["auc"])
     report: dict[str, Any] = {
         "layers": fitted.layers,
+        "cosine_to_live": fitted.cosine_to_live,
         "categories": fitted.categories,
         "shuffled": shuffle,
         "config": config.model_dump(mode="json"),
@@ -95,9 +96,8 @@ def recalibrate(
     early = fit_gates(evidence(stored, labels, fitted, best["block"], live))
     if until == "fit" or any(not early[name].passed for name in ("integrity", "separability", "null")):
         # Without a signal in the data there is nothing to generate with: the other gates stay unmeasured, which is not passed.
-        gates = early | {name: Gate(value=None, limit="not measured", passed=False) for name in UNMEASURED}
-        if until == "fit":
-            gates = early
+        unmeasured = {name: Gate(value=None, limit="not measured", passed=False) for name in UNMEASURED}
+        gates = early if until == "fit" else early | unmeasured
         one = next(d for d in made if d.blocks[0] == best["block"])
         direction = finished(one, config.name, described, one.serving_strength, one.serving_strength, gates, None)
         return _written(out, config, direction, gates, report, [], override)
@@ -111,7 +111,8 @@ def recalibrate(
     block = choice.direction.blocks[0]
     measured = _evaluation(out, config, choice, progress)
     report |= {"evaluation": measured.figures, "scores": held_out_scores(stored, labels, fitted, block)}
-    gates = fit_gates(evidence(stored, labels, fitted, block, live)) | run_gates(measured.evidence)
+    found = early if block == best["block"] else fit_gates(evidence(stored, labels, fitted, block, live))
+    gates = found | run_gates(measured.evidence)
     auc = next(layer["auc"] for layer in fitted.layers if layer["block"] == block)
     direction = finished(
         choice.direction,
@@ -223,8 +224,6 @@ def _written(
         "passed": passed,
         "override": None if passed else override,
     }
-    known = [layer["cosine_to_live"] for layer in report["layers"] if layer["cosine_to_live"] is not None]
-    report["cosine_to_live"] = min(known, default=None)
     page = write_html(report, clips)
     (out / PAGE).write_text(page)
     (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")

@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from reins_serve.calibration import judges
 from reins_serve.calibration.activation_schema import ActivationsMeta, JudgeColumns
-from reins_serve.calibration.activations import prompt_digest, write_activations
+from reins_serve.calibration.activations import clip_id, prompt_digest, write_activations
 from reins_serve.calibration.capture import Activations, Capture
-from reins_serve.calibration.judges import JudgeConfig
+from reins_serve.calibration.sampling import SamplingConfig
 from reins_serve.errors import GenerationCancelled
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.generation import ClipRequest, generate
@@ -29,28 +28,6 @@ from reins_serve.steering.policy import unsteered
 
 logger = logging.getLogger(__name__)
 PENDING = 64  # sampled requests that may wait for a quiet moment; older ones are dropped
-
-
-class SamplingConfig(BaseModel):
-    """What is sampled, and where it goes.
-
-    Attributes:
-        fraction: Share of the completed requests.
-        url: Folder or fsspec URL of the activation store.
-        blocks: Blocks to capture; None: the middle one of each denoiser.
-        judge: Labels the un-steered clip at once; None: the labels stay empty, for people to fill in by clip id.
-        keep_prompts: Also store the prompt's text; by default only its SHA-256.
-        flush: Clips of a file.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    fraction: float = Field(gt=0, le=1)
-    url: str
-    blocks: tuple[int, ...] | None = None
-    judge: JudgeConfig | None = None
-    keep_prompts: bool = False
-    flush: int = Field(32, ge=1)
 
 
 class LiveSampler:
@@ -114,7 +91,7 @@ class LiveSampler:
             },
         )  # fmt: skip
         columns: dict[str, Any] = {
-            "clip_id": [f"{prompt[:16]}-{clip.seed}" for prompt, clip in zip(prompts, clips, strict=True)],
+            "clip_id": [clip_id(clip.prompt, clip.seed) for clip in clips],
             "source": "live",
             "prompt_sha256": prompts,
             "prompt": [clip.prompt for clip in clips] if self._config.keep_prompts else None,

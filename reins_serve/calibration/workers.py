@@ -17,7 +17,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from reins_serve.calibration import judges
-from reins_serve.calibration.activations import prompt_digest
+from reins_serve.calibration.activations import clip_id
 from reins_serve.calibration.capture import Activations, Capture
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.prompt_sets import PromptRow
@@ -25,7 +25,7 @@ from reins_serve.calibration.statistics import psnr
 from reins_serve.errors import ReinsError
 from reins_serve.models import catalog
 from reins_serve.models.catalog import CatalogEntry
-from reins_serve.models.generation import ClipRequest, generate, request
+from reins_serve.models.generation import generate, request
 from reins_serve.models.loading import load
 from reins_serve.plugin import attach
 from reins_serve.steering.direction import Base, Direction
@@ -59,7 +59,7 @@ class Ask:
     @property
     def clip_id(self) -> str:
         """Names the clip in the store, and to a judge that looks verdicts up."""
-        return f"{prompt_digest(self.prompt.text)[:16]}-{self.seed}"
+        return clip_id(self.prompt.text, self.seed)
 
     @property
     def pair(self) -> tuple[str, int]:
@@ -105,11 +105,6 @@ def entry_of(config: RecalibrateConfig) -> CatalogEntry:
     return entry if config.source is None else replace(entry, source=config.source, revision=None)
 
 
-def clip_of(entry: CatalogEntry, ask: Ask) -> ClipRequest:
-    """The request of an ask, with the catalogue's defaults: clips for calibration are made as they are served."""
-    return request(entry, ask.prompt.text, ask.seed)
-
-
 class Generator:
     """Makes one call a row: with capture where no directions are given, steered otherwise.
 
@@ -130,18 +125,19 @@ class Generator:
         torch.set_num_threads(self._config.workers.torch_threads)
         catalog.register(self._entry)
         pipeline = load(self._entry, self._config.loading)
-        self._base = base_of(pipeline)
         if self._directions:
             parsed = {name: Direction.parse(data) for name, data in self._directions.items()}
             if "live" not in parsed:
                 parsed["live"] = next(d for d in parsed.values() if d.meta.role == "steer")
             self._steering = attach(pipeline, model=self._entry.name, directions=parsed, policy=SteeringPolicy())
+        self._base = self._steering.base if self._steering is not None else base_of(pipeline)
         self._pipeline = pipeline
 
     def _make(self, asks: tuple[Ask, ...]) -> Made:
         if self._pipeline is None:
             self._load()
-        clips = [clip_of(self._entry, ask) for ask in asks]
+        # With the catalogue's defaults: clips for calibration are made as they are served.
+        clips = [request(self._entry, ask.prompt.text, ask.seed) for ask in asks]
         if self._steering is None and not self._blocks:
             return Made(self._base, asks, generate(self._pipeline, self._entry, clips), None, (0.0,) * len(asks))
         if self._steering is None:
@@ -174,25 +170,20 @@ class Labeller:
             self._judges = [judges.load(one) for one in self._chosen]
         clips, texts = list(made.frames), [ask.prompt.text for ask in made.asks]
         seeds, ids = [ask.seed for ask in made.asks], [ask.clip_id for ask in made.asks]
-        verdicts = {
-            judge.name: (judge, judges.run_judge(judge, clips, texts, ids=ids, seeds=seeds)) for judge in self._judges
-        }
+        verdicts = {judge.name: judges.run_judge(judge, clips, texts, ids=ids, seeds=seeds) for judge in self._judges}
+        unsafe = {judge.name: _unsafe(judge, verdicts[judge.name]) for judge in self._judges}
         off = {ask.pair: clip for ask, clip in zip(made.asks, clips, strict=True) if ask.condition == OFF}
         judged = []
         for row, (ask, clip) in enumerate(zip(made.asks, clips, strict=True)):
             plain = off.get(ask.pair)
             kept: dict[str, bool] = {}
-            for _, verdict in verdicts.values():
+            for verdict in verdicts.values():
                 kept = {name: bool(hits[row]) for name, hits in verdict.kept.items()} | kept
             judged.append(
                 Judged(
                     ask,
-                    {
-                        name: bool(v.take(slice(row, row + 1)).is_unsafe(judge.unsafe)[0])
-                        for name, (judge, v) in verdicts.items()
-                        if v.judged[row]
-                    },
-                    {f"{n}/{label}": float(p[row]) for n, (_, v) in verdicts.items() for label, p in v.unsafe.items()},
+                    {name: hits[row] for name, hits in unsafe.items() if row in hits},
+                    {f"{n}/{label}": float(p[row]) for n, v in verdicts.items() for label, p in v.unsafe.items()},
                     kept,
                     made.displacements[row],
                     float("nan") if plain is None else float(psnr(plain[None], clip[None])[0]),
@@ -200,6 +191,13 @@ class Labeller:
                 )
             )
         return self._finish(made, judged, self._judges)
+
+
+def _unsafe(judge: judges.Judge, verdicts: judges.Verdicts) -> dict[int, bool]:
+    """Whether a clip is unsafe, by its row; a row without a verdict is absent."""
+    rows = np.flatnonzero(verdicts.judged)
+    hits = verdicts.take(verdicts.judged).is_unsafe(judge.unsafe)
+    return dict(zip(rows.tolist(), hits.tolist(), strict=True))
 
 
 def run(

@@ -29,15 +29,14 @@ class Meters:
         if not ray.is_initialized():
             return
         if metric.name not in self._series:
-            self._series[metric.name] = _exported(metric)
+            self._series[metric.name] = exported(metric)
         getattr(self._series[metric.name], method)(value, {"model": self._model, **tags})
 
 
-def _exported(metric: Metric) -> Any:
-    from ray.serve import metrics as exported
+def exported(metric: Metric) -> Any:
+    """The metric as Ray exports it from this process."""
+    from ray.serve import metrics as rays
 
-    kinds: dict[str, Any] = {
-        "counter": exported.Counter, "gauge": exported.Gauge, "histogram": exported.Histogram,
-    }  # fmt: skip
+    kinds: dict[str, Any] = {"counter": rays.Counter, "gauge": rays.Gauge, "histogram": rays.Histogram}
     options = {"boundaries": list(metric.buckets)} if metric.kind == "histogram" else {}
     return kinds[metric.kind](metric.name, metric.meaning, tag_keys=metric.labels, **options)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reins_serve.calibration.live import SamplingConfig
+from reins_serve.calibration.sampling import SamplingConfig
 from reins_serve.errors import DirectionError, ReinsError
 from reins_serve.models import catalog
 from reins_serve.models.catalog import CatalogEntry

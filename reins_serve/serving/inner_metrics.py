@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from ray.serve.metrics import Histogram
-
 from reins_serve import metrics
-from reins_serve.metrics import Metric
+from reins_serve.rollout.meters import exported
 
 
 class InnerMetrics:
@@ -13,7 +11,7 @@ class InnerMetrics:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._series: dict[str, Any] = {metric.name: _histogram(metric) for metric in metrics.EXPORTED_BY_REPLICAS}
+        self._series: dict[str, Any] = {metric.name: exported(metric) for metric in metrics.EXPORTED_BY_REPLICAS}
 
     def denoise_step(self, seconds: float) -> None:
         """One denoising step of a batch is over."""
@@ -22,7 +20,3 @@ class InnerMetrics:
     def stage(self, name: str, seconds: float) -> None:
         """One stage is over: `load`, `generate` or `encode`."""
         self._series[metrics.STAGE.name].observe(seconds, {"model": self._model, "stage": name})
-
-
-def _histogram(metric: Metric) -> Histogram:
-    return Histogram(metric.name, metric.meaning, boundaries=list(metric.buckets), tag_keys=metric.labels)  # type: ignore[arg-type]

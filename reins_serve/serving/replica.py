@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from reins_serve import plugin
-from reins_serve.calibration.live import LiveSampler
 from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotApplied
 from reins_serve.models import loading, video
 from reins_serve.models.acceleration import accelerate
@@ -72,9 +72,11 @@ class VideoReplica:
         )
         accelerate(self._pipeline, config.loading)
         confirm(self._steering, self._entry)
-        self._sampler = (
-            LiveSampler(config.sampling, self._entry, self._steering) if config.sampling is not None else None
-        )
+        self._sampler: Any = None
+        if config.sampling is not None:
+            from reins_serve.calibration.live import LiveSampler  # with Parquet: only where traffic is sampled
+
+            self._sampler = LiveSampler(config.sampling, self._entry, self._steering)
         self._unproved = 0
         self._metrics = InnerMetrics(config.name)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="reins-encoder")

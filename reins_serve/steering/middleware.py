@@ -70,7 +70,7 @@ class SteeringMiddleware:
         policy: SteeringPolicy,
         fraction: float = 0.0,
     ) -> None:
-        if any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers_of(pipeline).values()):
+        if is_cached(pipeline):
             raise ReinsError(
                 "Attach steering before enabling a step cache: a hook above the cache steers cached steps twice."
             )
@@ -223,9 +223,8 @@ class Generation:
         self._clock = StepClock(middleware.pipeline, self._ended, callback)
         self._ledgers = [Ledger() for _ in plans]
         self._open: list[bool] = []
-        self._carried: dict[
-            tuple[int, str], object
-        ] = {}  # under a step cache, per block and call: rows of its last output
+        # Under a step cache, by block and call: the rows with which its last output was computed.
+        self._carried: dict[tuple[int, str], object] = {}
         self.arguments: dict[str, Any] = self._clock.arguments
         self.records: list[GenerationRecord] = []
 
@@ -250,11 +249,11 @@ class Generation:
         middleware = self._middleware
         if not middleware._busy.acquire(timeout=BETWEEN_S):
             raise ReinsError("This pipeline is generating already; one generation at a time. Batch prompts instead.")
-        state, denoisers = middleware.state, denoisers_of(middleware.pipeline)
+        state = middleware.state
         state.tally = torch.zeros(
             len(self._plans), 4, dtype=torch.float64, device=middleware.pipeline._execution_device
         )
-        state.cached = any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers.values())
+        state.cached = is_cached(middleware.pipeline)
         state.shards = shards_of(middleware.pipeline)
         for calls in middleware.calls.values():
             calls.begin(prompts=len(self._plans))
@@ -344,6 +343,11 @@ class Generation:
 
 
 _NOTHING = object()
+
+
+def is_cached(pipeline: Pipeline) -> bool:
+    """Whether a step cache may answer for a block of a denoiser."""
+    return any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers_of(pipeline).values())
 
 
 def reset_caches(pipeline: Pipeline) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction, Gate
+from reins_serve.steering.fit import base_of
 from tests import tiny
 
 KINDS = ("local", "memory", "s3")
@@ -25,7 +26,7 @@ Connect = Callable[..., DirectionStore]
 def made(seed: int = 0, gates: str = "passed", **changes: str) -> Direction:
     """A direction of the model `tiny`, equal for equal arguments."""
     verdicts = {"passed": PASSED, "failed": FAILED, "none": {}}[gates]
-    base = tiny.meta(PIPELINE).base
+    base = base_of(PIPELINE)
     base = base.model_copy(update={"fingerprint": changes.pop("fingerprint", base.fingerprint)})
     return tiny.direction(PIPELINE, seed, gates=verdicts, base=base, **changes)
 

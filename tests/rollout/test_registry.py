@@ -17,7 +17,7 @@ from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction
 from tests.rollout.conftest import PIPELINE, made
 from tests.serving.local import until
-from tests.tiny import meta
+from tests.tiny import direction
 
 SAID = {"who": "ann", "why": "a test"}
 
@@ -100,7 +100,7 @@ def test_a_move_that_is_sent_twice_is_made_once(registry: Registry, model: str) 
 
 
 def test_what_is_large_goes_through_the_object_store(registry: Registry, model: str) -> None:
-    told = meta(PIPELINE, model=model, gates=made(0, model=model).meta.gates)
+    told = direction(PIPELINE, model=model, gates=made(0, model=model).meta.gates).meta
     sources = tuple(f"{number:064d}" for number in range(INLINE_BYTES // 64))
     large = Direction.create(told.model_copy(update={"fit": told.fit.model_copy(update={"sources": sources})}),
                              made(0, model=model).vectors)  # fmt: skip
