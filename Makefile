@@ -13,8 +13,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
-	$(BIN)/ruff check reins_serve tests
-	$(BIN)/ruff format --check reins_serve tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # torch comes first and pinned: a plain `torch` pulls gigabytes of CUDA libraries onto machines without a GPU.

@@ -53,7 +53,9 @@ def main() -> None:
             series[name]()
             seconds[name].append(time.perf_counter() - began)
     print(describe())
-    print(f"{len(blocks)} blocks of width {EMBEDDED.hidden_width}, {arguments.batch} clips a call, {arguments.pairs} calls of each")
+    print(
+        f"{len(blocks)} blocks of width {EMBEDDED.hidden_width}, {arguments.batch} clips a call, {arguments.pairs} calls of each"
+    )
     for name in ("captured", "bare again"):
         ratios = np.array(seconds[name]) / np.array(seconds["bare"])
         low, middle, high = np.percentile(ratios, [25, 50, 75])

@@ -6,6 +6,7 @@ It knows no HTTP (`routes`) and no Serve (`app`): replicas come as `Replicas`, o
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -65,15 +66,17 @@ class Gateway:
             model.name: Dispatcher(model, self._store, self._files, self._totals, replicas[model.name].generate)
             for model in config.models
         }
-        for served in self._models.values():
-            if served.watcher is not None:
-                served.watcher.follow(served)
 
     async def run(self) -> None:
-        """Dispatch jobs until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for dispatcher in self._dispatchers.values():
-                group.create_task(dispatcher.run())
+        """Dispatch jobs and follow the store of directions, until cancelled."""
+        with ExitStack() as stack:
+            for served in self._models.values():
+                if served.watcher is not None:
+                    served.watcher.follow(served)
+                    stack.callback(served.watcher.close)
+            async with asyncio.TaskGroup() as group:
+                for dispatcher in self._dispatchers.values():
+                    group.create_task(dispatcher.run())
 
     async def create(self, body: CreateVideo, caller: Caller) -> Video:
         """Check a request and store its job, then let it be dispatched."""

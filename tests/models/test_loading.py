@@ -10,6 +10,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from pydantic import ValidationError
 
 from reins_serve.errors import ReinsError
@@ -149,7 +150,11 @@ class TestSwitches:
         confirm(steering, saved)
 
     @pytest.mark.parametrize("backend", ["native", "_native_math"])
-    def test_another_attention_backend_is_set(self, backend: str, saved: CatalogEntry) -> None:
+    def test_another_attention_backend_is_set(
+        self, backend: str, saved: CatalogEntry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # diffusers makes it the default of the whole process besides, for the other tests as well.
+        monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", AttentionBackendName.NATIVE)
         pipeline = load(saved, options(attention_backend=backend))
         assert pipeline.transformer.blocks[0].attn1.processor._attention_backend == backend
         steered_clip(pipeline, saved)
