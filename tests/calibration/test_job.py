@@ -30,7 +30,7 @@ from reins_serve.errors import ReinsError
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction, Window
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # a whole job, on whatever the machine has left
 SMALL: dict[str, Any] = {
     "model": "embedded",
     "name": "embedded-small",
