@@ -1,6 +1,6 @@
 """What capturing costs: calls of the embedded model with the activations of all blocks read, against calls without.
 
-    python benchmarks/capture.py [--rounds 60] [--batch 16] [--json FILE]
+    python -m benchmarks.capture [--rounds 60] [--batch 16] [--json FILE]
 
 A second bare series says how far two equal series differ.
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import describe
-from paired import interleave, ratio
 
+from benchmarks.machine import describe
+from benchmarks.paired import interleave, ratio
 from reins_serve.calibration.capture import Capture
 from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import generate, request
