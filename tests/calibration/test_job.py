@@ -122,7 +122,7 @@ def test_a_finished_job_begun_again_makes_no_clip(done: Path, monkeypatch: pytes
 
 
 def test_a_folder_of_another_job_is_refused(done: Path) -> None:
-    with pytest.raises(ReinsError, match="another --out"):
+    with pytest.raises(ReinsError, match=r"differs in seed\): give another --out"):
         recalibrate(config(seed=4), done / "out")
 
 
