@@ -1,6 +1,5 @@
 """The gateway's routes: HTTP in the shape of OpenAI's video jobs."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -32,13 +31,12 @@ Errors = dict[int | str, dict[str, Any]]
 
 
 def create_app(gateway: Gateway) -> FastAPI:
-    """The ASGI application of one gateway; its life span is that of the gateway's dispatchers."""
+    """The ASGI application of one gateway; the gateway works while it runs."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        running = asyncio.create_task(gateway.run())
-        yield
-        running.cancel()
+        async with gateway.running():
+            yield
 
     app = FastAPI(title="reins-serve", version=reins_serve.__version__, lifespan=lifespan)
     http_errors.install(app)
@@ -76,7 +74,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     )
     async def download_video(video_id: str, query: Annotated[ContentQuery, Query()], asking: Asking) -> FileResponse:
         """The bytes of a completed video, its thumbnail or its spritesheet; ranges are honoured."""
-        path = await gateway.content(video_id, query.variant, asking)
+        content = await gateway.content(video_id, query.variant, asking)
         name = video_id + SUFFIXES[query.variant]
         return FileResponse(
             path, media_type=MEDIA_TYPES[query.variant], filename=name, content_disposition_type="inline"
