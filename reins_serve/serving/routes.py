@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -14,6 +15,7 @@ from reins_serve.serving.admission import FORMS, JSON, read_body
 from reins_serve.serving.auth import Caller, identify
 from reins_serve.serving.files import MEDIA_TYPES, SUFFIXES
 from reins_serve.serving.gateway import Gateway
+from reins_serve.serving.ranges import content_response
 from reins_serve.serving.schema import (
     ContentQuery,
     CreateVideo,
@@ -72,13 +74,17 @@ def create_app(gateway: Gateway) -> FastAPI:
         responses=_errors(400, 401, 404, 409, 410)
         | {200: {"content": {kind: {} for kind in set(MEDIA_TYPES.values())}}},
     )
-    async def download_video(video_id: str, query: Annotated[ContentQuery, Query()], asking: Asking) -> FileResponse:
+    async def download_video(
+        video_id: str,
+        query: Annotated[ContentQuery, Query()],
+        asking: Asking,
+        part: Annotated[str | None, Header(alias="range", include_in_schema=False)] = None,
+        if_range: Annotated[str | None, Header(include_in_schema=False)] = None,
+    ) -> Response:
         """The bytes of a completed video, its thumbnail or its spritesheet; ranges are honoured."""
         content = await gateway.content(video_id, query.variant, asking)
         name = video_id + SUFFIXES[query.variant]
-        return FileResponse(
-            path, media_type=MEDIA_TYPES[query.variant], filename=name, content_disposition_type="inline"
-        )
+        return await run_in_threadpool(content_response, content, MEDIA_TYPES[query.variant], name, part, if_range)
 
     @app.get("/v1/models", responses=_errors(401))
     async def list_models(asking: Asking) -> ModelList:

@@ -243,7 +243,7 @@ def test_a_deleted_row_of_a_batch_vanishes_and_the_others_are_finished(
 
 def test_deleting_a_finished_job_removes_its_files(client: TestClient, tmp_path: Path) -> None:
     job = finished(client, create(client))
-    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {job["id"]}
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {f"{job['id']}-1"}
     client.delete(f"/v1/videos/{job['id']}")
     assert list(tmp_path.iterdir()) == []
     assert error(client.delete(f"/v1/videos/{job['id']}"))[:2] == (404, "video_not_found")
