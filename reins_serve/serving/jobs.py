@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from reins_serve.errors import ReinsError
+from reins_serve.errors import StoreUnavailable as StoreUnavailable
 from reins_serve.models.generation import ClipRequest
 from reins_serve.steering.plan import GenerationRecord
 from reins_serve.steering.policy import SteeringRow
@@ -34,12 +35,6 @@ class IdempotencyConflict(ReinsError):
     """The same idempotency key came with another request."""
 
     code = "idempotency_conflict"
-
-
-class StoreUnavailable(ReinsError):
-    """The database of jobs does not answer. What it has accepted is kept; ask again."""
-
-    code = "not_ready"
 
 
 @dataclass(frozen=True)
