@@ -2,8 +2,8 @@
 
 An open loop offers the embedded model several times its capacity through the whole server: gateways, table of jobs, batching,
 replicas, files. The same number of processes, with the same threads and batch size, calls the pipeline in a bare loop, without
-server or steering. Blocks of both take turns on one machine, so that both see the same of what else runs there; the
-replicas of one wait idle while the other works. `throughput_ratio` is the median over the rounds of clips per second, served to bare.
+server or steering. Blocks of both take turns on one machine, so that both see the same of what else runs there; the replicas
+of one wait idle while the other works. `throughput_ratio` is the median over the rounds of clips per second, served to bare.
 
 Latency runs from the request to the record's completion; a job is lost if it was accepted and neither completed nor failed.
 """
