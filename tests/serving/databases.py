@@ -36,16 +36,17 @@ class PostgresServer:
         """Of the server's first process."""
         return int((Path(self._data) / "postmaster.pid").read_text().split()[0])
 
-    def url(self, database: str) -> str:
-        """Address of one of its databases."""
-        return f"postgresql://tests@127.0.0.1:{self._port}/{database}"
+    @property
+    def url(self) -> str:
+        """Address of its database."""
+        return f"postgresql://tests@127.0.0.1:{self._port}/postgres"
 
     def fresh(self) -> str:
-        """Address of a new database."""
+        """Address of a new schema, in which its clients find nothing of others; it is made faster than a database."""
         name = f"jobs{next(self._numbers)}"
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return self.url(name)
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE SCHEMA {name}")
+        return f"{self.url}?options=-csearch_path%3D{name}"
 
     def start(self) -> None:
         """Start, and wait until it answers. What survives a crash of clients and server needs no fsync."""
