@@ -1,5 +1,6 @@
 """Databases for tests: a fresh SQLite file, and a fresh database of a PostgreSQL server that this run starts for itself."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -59,6 +60,13 @@ class PostgresServer:
     def stop(self, mode: str = "immediate") -> None:
         """Stop: `fast` breaks connections off in good order, `immediate` is a crash."""
         self._run("pg_ctl", "stop", "-w", "-D", self._data, "-m", mode)
+
+    async def somebody_waits(self, number: int) -> None:
+        """Wait until so many connections wait for a lock."""
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
+            while (await (await connection.execute(waiting)).fetchone() or (0,))[0] < number:
+                await asyncio.sleep(0.01)
 
     def remove(self) -> None:
         """Stop it if it runs, and remove its files."""

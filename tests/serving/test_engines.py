@@ -49,6 +49,17 @@ def test_sqlite_is_set_to_lose_nothing(tmp_path: Path) -> None:
     assert said == ["wal", 2, 1]
 
 
+def test_only_the_servers_user_may_read_the_file(tmp_path: Path) -> None:
+    open_engine(f"sqlite:///{tmp_path}/jobs.sqlite", 1)
+    assert (tmp_path / "jobs.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ReinsError, match="cannot be made"):
+        SqlJobs(f"sqlite:///{tmp_path}/file/jobs.sqlite")
+
+
 @pytest.mark.anyio
 async def test_a_database_that_is_away_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
     url = f"postgresql://me:secret@127.0.0.1:{free_port()}/jobs"

@@ -4,16 +4,13 @@ import asyncio
 import os
 import signal
 import sqlite3
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, Engine, event, func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, func, select
 
 from reins_serve.errors import StoreUnavailable
 from reins_serve.serving.engines import open_engine, reading
@@ -22,48 +19,10 @@ from reins_serve.serving.sql_jobs import SqlJobs
 from reins_serve.serving.tables import commits
 from tests.serving.databases import PostgresServer, opened
 from tests.serving.examples import ERROR, RESULT, job, started
+from tests.serving.faults import at_commit, break_off, held_at_commit, lose_answer
 from tests.serving.processes import PATIENCE_S, running
 
 pytestmark = pytest.mark.anyio
-
-
-@contextmanager
-def at_commit(do: Callable[[Connection], None], skip: int = 0) -> Iterator[list[Connection]]:
-    """Do something when a transaction of this process would be committed, once."""
-    left, seen = [skip], list[Connection]()
-    once = threading.Lock()
-
-    def listener(connection: Connection) -> None:
-        with once:
-            left[0] -= 1
-            if left[0] != -1:
-                return
-        seen.append(connection)
-        do(connection)
-
-    event.listen(Engine, "commit", listener)
-    try:
-        yield seen
-    finally:
-        event.remove(Engine, "commit", listener)
-
-
-def break_off(connection: Connection) -> None:
-    """The connection breaks before COMMIT has arrived."""
-    driver = connection.connection.dbapi_connection
-    assert driver is not None
-    driver.rollback()
-    driver.close()
-    raise OperationalError("COMMIT", {}, Exception("the connection was broken"))
-
-
-def lose_answer(connection: Connection) -> None:
-    """The connection breaks when COMMIT has taken effect, before its answer has arrived."""
-    driver = connection.connection.dbapi_connection
-    assert driver is not None
-    driver.commit()
-    driver.close()
-    raise OperationalError("COMMIT", {}, Exception("the connection was broken"))
 
 
 STORIES: dict[str, tuple[str, Callable[[SqlJobs], Awaitable[Any]]]] = {
@@ -289,20 +248,47 @@ async def test_a_locked_sqlite_file_is_waited_for_and_then_said_to_be_away(
         assert await jobs.get("b") is None
 
 
+async def test_of_two_changes_at_once_the_second_finds_what_the_first_has_made_of_the_job(
+    postgres: PostgresServer, postgres_url: str
+) -> None:
+    async with opened(postgres_url) as jobs:
+        await started(jobs, "a")
+        with held_at_commit() as held:
+            completing = asyncio.create_task(jobs.complete("a", 1, RESULT))
+            await held.reached()
+            failing = asyncio.create_task(jobs.fail("a", ERROR, 1))
+            removing = asyncio.create_task(jobs.remove("a"))
+            await postgres.somebody_waits(2)
+            held.go_on.set()
+            done = await completing
+            assert done is not None and done.status == "completed"
+            assert await failing is None
+            assert await removing == done
+        assert await completed(jobs) == 1
+        assert not [count for count in await jobs.totals() if count.labels[1:] in (("failed",), ("cancelled",))]
+
+
+async def test_a_claim_passes_over_a_job_that_is_being_removed(postgres_url: str) -> None:
+    async with opened(postgres_url) as jobs:
+        for name in "ab":
+            await jobs.add(job(name), 2)
+        with held_at_commit() as held:
+            removing = asyncio.create_task(jobs.remove("a"))
+            await held.reached()
+            claimed = await jobs.claim("tiny", "one", 9)
+            held.go_on.set()
+            assert claimed is not None and claimed.id == "b"
+            assert await removing is not None
+
+
 async def test_a_claim_that_is_cancelled_on_its_way_hands_back_what_it_took(jobs: SqlJobs) -> None:
     await jobs.add(job("a"), 1)
-    reached, go_on = threading.Event(), threading.Event()
-
-    def hold(connection: Connection) -> None:
-        reached.set()
-        assert go_on.wait(PATIENCE_S)
-
-    with at_commit(hold):
+    with held_at_commit() as held:
         claiming = asyncio.create_task(jobs.claim("tiny", "one", 1))
-        await asyncio.to_thread(reached.wait, PATIENCE_S)
+        await held.reached()
         claiming.cancel()
         await asyncio.sleep(0)
-        go_on.set()
+        held.go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await claiming
     found = await jobs.get("a")

@@ -7,7 +7,7 @@ from typing import Any, cast
 from unittest.mock import ANY
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sqlalchemy import RowMapping, select
@@ -56,6 +56,7 @@ def read(row: Mapping[str, Any]) -> Job:
     return to_job(cast(RowMapping, row))
 
 
+@settings(deadline=None)
 @given(JOBS)
 def test_a_job_comes_back_as_it_was(stored: Job) -> None:
     assert read(to_row(stored)) == stored

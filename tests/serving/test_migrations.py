@@ -15,8 +15,9 @@ from reins_serve.serving.jobs import Idempotency
 from reins_serve.serving.migrations import upgrade
 from reins_serve.serving.sql_jobs import SqlJobs
 from reins_serve.serving.tables import metadata
-from tests.serving.databases import opened
+from tests.serving.databases import PostgresServer, opened
 from tests.serving.examples import ERROR, FIRST_DOCUMENTS, RESULT, job, started
+from tests.serving.faults import held_at_commit
 from tests.serving.processes import CONTEXT, PATIENCE_S, running
 
 pytestmark = pytest.mark.anyio
@@ -192,3 +193,16 @@ def test_several_gateways_may_start_at_once_on_an_empty_database(jobs_url: str) 
         pass
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert backlog(jobs_url, "tiny") == (6, 0)
+
+
+async def test_a_gateway_waits_for_another_that_makes_the_tables(postgres: PostgresServer, postgres_url: str) -> None:
+    with held_at_commit() as held:
+        making = asyncio.create_task(asyncio.to_thread(upgrade, open_engine(postgres_url, 1)))
+        await held.reached()
+        with running(start_store, (postgres_url, ["a"], CONTEXT.Barrier(1))) as (process,):
+            await postgres.somebody_waits(1)
+            held.go_on.set()
+            await making
+            await asyncio.to_thread(process.join, PATIENCE_S)
+            assert process.exitcode == 0
+    assert backlog(postgres_url, "tiny") == (1, 0)

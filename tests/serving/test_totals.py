@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
@@ -112,6 +112,7 @@ def test_other_changes_are_not_counted(before: Job | None, after: Job | None) ->
     assert tally(before, after, label) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-10, 10_000) | st.sampled_from([*metrics.SECONDS, *metrics.GAPS]), max_size=20))
 def test_the_page_shows_observations_as_prometheus_client_does(values: list[float]) -> None:
     for metric in (metrics.GENERATION_SECONDS, metrics.SCORE, metrics.VERSION_SCORE):
