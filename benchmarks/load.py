@@ -27,6 +27,7 @@ import psutil
 import ray
 
 from benchmarks.machine import describe
+from benchmarks.paired import ratio
 
 PROMPT = "a red square moving left"
 RETRY_S = 0.25
@@ -192,10 +193,10 @@ async def measure(asked: argparse.Namespace, folder: Path, port: int) -> dict[st
         after = memory_mib()
         await client.close()
         outcomes, latencies, waits = await ends(config.database_url, client.accepted)
-    ratios = [one["served"] / one["bare"] for one in rounds]
+    compared = ratio([one["served"] for one in rounds], [one["bare"] for one in rounds])
     return {
-        "throughput_ratio": round(float(np.median(ratios)), 3),
-        "throughput_ratios": [round(ratio, 3) for ratio in ratios],
+        "throughput_ratio": round(compared.median, 3),
+        "throughput": compared.as_json(),
         "clips_per_s": {kind: round(float(np.median([r[kind] for r in rounds])), 2) for kind in ("bare", "served")},
         "offered": client.offered,
         "accepted": len(client.accepted),
