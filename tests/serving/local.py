@@ -61,7 +61,7 @@ class LocalReplicas:
         return self._replica.proved()
 
 
-def application(model: ModelConfig, output_dir: Path, **changes: object) -> ApplicationConfig:
+def application(model: ModelConfig, output_dir: Path | str, **changes: object) -> ApplicationConfig:
     """A configuration that serves one model; its database lies beside the clips, and nothing is waited for at the end."""
     database = f"sqlite:///{output_dir}.sqlite3"
     base = {"models": (model,), "output_dir": str(output_dir), "database": database, "drain_s": 0}
@@ -76,9 +76,9 @@ def served(replica: VideoReplica, config: ApplicationConfig) -> Iterator[TestCli
         yield client
 
 
-def until(condition: Callable[[], Any]) -> Any:
+def until(condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
     """Wait until a condition is true, and return its value."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
