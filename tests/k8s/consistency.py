@@ -15,9 +15,16 @@ from tests.k8s.manifests import Manifests, Object, Pod, walk
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 IMAGE_FILES = "/opt/reins-serve"  # where the image keeps the repository's `directions`
 
-# What KubeRay makes of a RayService, by its source: services that stay the same through upgrades, and the labels of the one that
-# users reach. Ports are those of the head's container.
-SERVE_LABELS = {"ray.io/originated-from-cr-name": "{}", "ray.io/serve": "{}-serve"}
+# What KubeRay makes of a RayService, by its source: the labels of the service that users reach, where {} is the name of the RayService
+# or, with incremental upgrades, that of each RayCluster. Services have the ports of the head's container.
+SERVE_LABELS = {
+    "ray.io/originated-from-cr-name": "{}", "ray.io/originated-from-crd": "RayService", "ray.io/serve": "{}-serve",
+}  # fmt: skip
+HEAD_LABELS = {
+    "ray.io/originated-from-cr-name": "{}",
+    "ray.io/originated-from-crd": "RayService",
+    "ray.io/node-type": "head",
+}
 
 # Secrets that k8s/README.md tells to make, with their keys.
 SECRETS = {
@@ -141,11 +148,13 @@ def _selectors(manifests: Manifests) -> list[str]:
 
 
 def selects(selector: Object, labels: dict[str, str]) -> bool:
-    """Whether a label selector matches; of its operators only `In` is used here."""
+    """Whether a label selector matches; of its operators only `In` and `Exists` are used here."""
+    expressions = selector.get("matchExpressions", [])
+    assert {one["operator"] for one in expressions} <= {"In", "Exists"}
     wanted = [(key, [value]) for key, value in selector.get("matchLabels", {}).items()]
-    wanted += [(one["key"], one["values"]) for one in selector.get("matchExpressions", [])]
-    assert all(one["operator"] == "In" for one in selector.get("matchExpressions", []))
-    return all(labels.get(key) in values for key, values in wanted)
+    wanted += [(one["key"], one["values"]) for one in expressions if one["operator"] == "In"]
+    there = all(one["key"] in labels for one in expressions)
+    return there and all(labels.get(key) in values for key, values in wanted)
 
 
 def ports(manifests: Manifests) -> list[str]:
@@ -170,15 +179,24 @@ def ports(manifests: Manifests) -> list[str]:
         (backend["name"], backend["port"])
         for route in manifests.all("HTTPRoute") for rule in route["spec"]["rules"] for backend in rule["backendRefs"]
     ]  # fmt: skip
-    faults += [f"{backend} does not serve" for backend in backends if backend != (f"{name}-serve-svc", port)]
+    incremental = "clusterUpgradeOptions" in manifests.service["upgradeStrategy"]
+    faults += [
+        f"{backend} does not serve" for backend in backends if incremental or backend != (f"{name}-serve-svc", port)
+    ]
     for monitor in manifests.all("ServiceMonitor", "PodMonitor"):
         spec = monitor["spec"]
         for endpoint in [*spec.get("endpoints", []), *spec.get("podMetricsEndpoints", [])]:
             if endpoint["port"] not in head:
                 faults.append(f"{monitor['metadata']['name']} asks a port {endpoint['port']}")
-        labels = {key: value.format(name) for key, value in SERVE_LABELS.items()}
-        if monitor["kind"] == "ServiceMonitor" and not selects(spec["selector"], labels):
-            faults.append(f"{monitor['metadata']['name']} selects no service of KubeRay's")
+        users, heads = (
+            {key: value.format(name) for key, value in made.items()} for made in (SERVE_LABELS, HEAD_LABELS)
+        )
+        of_cluster = {key: value.format(f"{name}-x7k2p") for key, value in SERVE_LABELS.items()}
+        if monitor["kind"] == "ServiceMonitor":
+            if not selects(spec["selector"], of_cluster if incremental else users):
+                faults.append(f"{monitor['metadata']['name']} selects no service of KubeRay's")
+            if selects(spec["selector"], heads):
+                faults.append(f"{monitor['metadata']['name']} selects the head's service, which is no gateway")
     return faults
 
 

@@ -149,8 +149,16 @@ PLANTED: dict[str, tuple[Callable[[Manifests], list[str]], str, Plant, str]] = {
         lambda m: m.one("Ingress")["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"].update(name="http"),
         "does not serve"),
     "a monitor of another service": (
-        consistency.ports, "ha", lambda m: m.one("ServiceMonitor")["spec"]["selector"]["matchLabels"].update(
-            {"ray.io/serve": "reins"}), "selects no service"),
+        consistency.ports, "ha", lambda m: m.one("ServiceMonitor")["spec"]["selector"]["matchExpressions"][1].update(
+            key="ray.io/server"), "selects no service"),
+    "a monitor of one name where each cluster has one": (
+        consistency.ports, "fleet", lambda m: m.one("ServiceMonitor")["spec"].update(
+            selector={"matchLabels": {"ray.io/serve": "reins-serve"}}), "selects no service"),
+    "a monitor of the head too": (
+        consistency.ports, "ha",
+        lambda m: m.one("ServiceMonitor")["spec"]["selector"]["matchExpressions"].pop(), "is no gateway"),
+    "a route beside KubeRay's own": (
+        consistency.ports, "ha", lambda m: m.service["upgradeStrategy"].update(clusterUpgradeOptions={}), "does not serve"),
     "an API without keys": (
         consistency.keys, "fleet", serve(lambda d: args(d).pop("api_keys_sha256")), "open to everybody"),
     "a pool that no group has": (

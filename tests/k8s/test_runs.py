@@ -70,11 +70,11 @@ def node(manifests: Manifests) -> Iterator[Node]:
             dashboard = httpx.Client(base_url=f"http://127.0.0.1:{ports['dashboard']}", timeout=60)
             http = httpx.Client(base_url=f"http://127.0.0.1:{ports['http']}", timeout=60)
             agent = f"http://127.0.0.1:{ports['agent']}{head.ray['readinessProbe']['httpGet']['path']}"
-            _until(lambda: _alive(process) and _status(httpx.Client(), agent) == 200)
+            _until(lambda: _alive(process, folder) and _status(httpx.Client(), agent) == 200)
             assert dashboard.put("/api/serve/applications/", json={}).status_code == 401  # not without the token
             dashboard.headers["Authorization"] = f"Bearer {TOKEN}"
             dashboard.put("/api/serve/applications/", json=_config(manifests, folder, ports["http"])).raise_for_status()
-            _until(lambda: _alive(process) and _status(http, "/readyz") == 200)
+            _until(lambda: _alive(process, folder) and _status(http, "/readyz") == 200)
             yield Node(process, http, dashboard, environment, folder)
         finally:
             _end(process)
@@ -144,8 +144,8 @@ def _status(client: httpx.Client, url: str) -> int:
         return 0
 
 
-def _alive(process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "Ray has ended"
+def _alive(process: subprocess.Popen[bytes], folder: Path) -> bool:
+    assert process.poll() is None, (folder / "ray.log").read_text()
     return True
 
 
