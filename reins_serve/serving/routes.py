@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import FileResponse
+from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import reins_serve
 from reins_serve.serving import direction_routes, http_errors
 from reins_serve.serving.admission import FORMS, JSON, read_body
 from reins_serve.serving.auth import Caller, identify
+from reins_serve.serving.events import follow
 from reins_serve.serving.files import MEDIA_TYPES, SUFFIXES
 from reins_serve.serving.gateway import Gateway
 from reins_serve.serving.schema import (
@@ -25,6 +27,7 @@ from reins_serve.serving.schema import (
     ModelList,
     Video,
     VideoDeleted,
+    VideoEvent,
     VideoList,
 )
 
@@ -81,6 +84,14 @@ def create_app(gateway: Gateway) -> FastAPI:
         return FileResponse(
             path, media_type=MEDIA_TYPES[query.variant], filename=name, content_disposition_type="inline"
         )
+
+    @app.get("/v1/videos/{video_id}/events", response_class=EventSourceResponse, responses=_errors(401, 404, 410))
+    async def follow_video(
+        video_id: str, now: Annotated[Video, Depends(retrieve_video)], asking: Asking
+    ) -> AsyncIterator[VideoEvent]:
+        """Server-sent events: the job's state at once, then at every change, until it is over. Comments keep the line open."""
+        async for event in follow(now, lambda: gateway.retrieve(video_id, asking)):
+            yield event
 
     @app.get("/v1/models", responses=_errors(401))
     async def list_models(asking: Asking) -> ModelList:

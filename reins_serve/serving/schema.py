@@ -149,6 +149,16 @@ class VideoDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class VideoEvent(BaseModel):
+    """A state of a job, as `GET /v1/videos/{id}/events` sends it; `deleted` when the job is gone."""
+
+    id: str
+    status: Literal["queued", "in_progress", "completed", "failed", "deleted"]
+    progress: int
+    queue_position: int | None
+    error: JobErrorBody | None
+
+
 class LiveDirection(BaseModel):
     """The direction that steers a model's clips unless a request chooses another policy."""
 

@@ -1,6 +1,7 @@
 """The serving application in one process, without Ray: a real gateway and a real replica of a tiny model, joined by hand."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from reins_serve.serving.config import ApplicationConfig, ModelConfig
@@ -67,9 +70,28 @@ def application(model: ModelConfig, output_dir: Path, **changes: object) -> Appl
 @contextmanager
 def served(replica: VideoReplica, config: ApplicationConfig) -> Iterator[TestClient]:
     """A client of a gateway that runs, in front of one replica."""
-    gateway = Gateway(config, {config.models[0].name: LocalReplicas(replica)})
-    with TestClient(create_app(gateway), raise_server_exceptions=False) as client:
+    with TestClient(local_app(replica, config), raise_server_exceptions=False) as client:
         yield client
+
+
+def local_app(replica: VideoReplica, config: ApplicationConfig) -> FastAPI:
+    """The application of a gateway in front of one replica; it runs while the application does."""
+    return create_app(Gateway(config, {config.models[0].name: LocalReplicas(replica)}))
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The address of an application that listens on the loopback interface, in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join()
 
 
 def until(condition: Callable[[], Any]) -> Any:
