@@ -1,8 +1,10 @@
 """A request's body becomes a job, or is refused: the fields, the model's own rules, the steering policy, in that order."""
 
+import hashlib
+import json
 import re
 import secrets
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -11,9 +13,10 @@ from starlette.types import Message
 
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.generation import ClipRequest
+from reins_serve.serving.auth import Caller
 from reins_serve.serving.config import Limits
 from reins_serve.serving.http_errors import RequestError
-from reins_serve.serving.jobs import Job
+from reins_serve.serving.jobs import Idempotency, Job
 from reins_serve.serving.schema import CreateVideo
 from reins_serve.serving.served import ServedModel
 from reins_serve.steering.policy import SteeringChoice, SteeringRow, resolve
@@ -21,6 +24,22 @@ from reins_serve.steering.policy import SteeringChoice, SteeringRow, resolve
 JSON = "application/json"
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 BRACKETED = re.compile(r"^(\w+)\[([^\[\]]+)\]$")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request for a clip as it came: its fields, and the idempotency key that came with it."""
+
+    body: CreateVideo
+    key: str | None = None
+
+    @property
+    def idempotency(self) -> Idempotency | None:
+        """The key with the digest of what was asked; how it was written (JSON or form, order, blanks) makes no difference."""
+        if self.key is None:
+            return None
+        canonical = json.dumps(self.body.model_dump(mode="json"), sort_keys=True)
+        return Idempotency(self.key, hashlib.sha256(canonical.encode()).hexdigest())
 
 
 async def read_body(request: Request, limits: Limits) -> CreateVideo:
@@ -40,7 +59,7 @@ async def read_body(request: Request, limits: Limits) -> CreateVideo:
     raise RequestError("Send the request as application/json or multipart/form-data.", code="invalid_value")
 
 
-def admit(body: CreateVideo, model: ServedModel, limits: Limits, owner: str, admin: bool) -> Job:
+def admit(body: CreateVideo, model: ServedModel, limits: Limits, caller: Caller) -> Job:
     """The job that a request asks for.
 
     Raises:
@@ -53,8 +72,8 @@ def admit(body: CreateVideo, model: ServedModel, limits: Limits, owner: str, adm
             )
     clip = _clip(body, model.entry)
     name = f"video_{secrets.token_hex(16)}"
-    row = replace(_row(body, model, admin), key=name)
-    return Job(name, owner, model.config.name, clip, row, dict(body.metadata))
+    row = replace(_row(body, model, caller.admin), key=name)
+    return Job(name, caller.owner, model.config.name, clip, row, metadata=dict(body.metadata), priority=caller.priority)
 
 
 def _clip(body: CreateVideo, entry: CatalogEntry) -> ClipRequest:

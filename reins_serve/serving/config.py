@@ -19,7 +19,12 @@ from reins_serve.models.spec import SPECS, DenoiserSpec
 from reins_serve.rollout.source import SCHEME, absolute
 from reins_serve.steering.policy import CANDIDATE, LIVE, SteeringPolicy
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.\-\[\]:]+)$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+# Owners of jobs that were made without an API key: with the admin key, and where no keys are needed.
+ADMIN, EVERYBODY = "admin", "everybody"
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,22 +147,38 @@ class Limits(_Strict):
     max_body_bytes: int = Field(1 << 20, ge=1)
 
 
+class ApiKey(_Strict):
+    """A key that may use the API.
+
+    Attributes:
+        name: Its jobs belong to this name; a new key under the same name keeps them.
+        sha256: SHA-256 digest of the key, hexadecimal.
+        priority: Of the jobs that wait, those of higher priority go first.
+    """
+
+    name: Name
+    sha256: Sha256
+    priority: int = Field(0, ge=-100, le=100)
+
+
 class ApplicationConfig(_Strict):
     """The whole application.
 
     Attributes:
         models: What is served; a request that names no model gets the first.
         output_dir: Folder of the finished clips; relative to the working directory.
-        api_keys_sha256: SHA-256 digests, hexadecimal, of the keys that may use the API. Empty: everybody who reaches the
-            port may, which is meant for a server that listens on the loopback interface only.
+        api_keys: The keys that may use the API. Empty: everybody who reaches the port may, which is meant for a server that
+            listens on the loopback interface only.
         admin_key_sha256: Digest of the key that may turn steering off. None: nobody may.
+        cors_origins: Origins, such as `https://studio.example.com`, whose pages may use the API from a browser; `*`: all.
         limits: Bounds on a single HTTP request.
     """
 
     models: tuple[ModelConfig, ...] = Field(min_length=1)
     output_dir: str = "reins-clips"
-    api_keys_sha256: tuple[Sha256, ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
     admin_key_sha256: Sha256 | None = None
+    cors_origins: tuple[Origin, ...] = ()
     limits: Limits = Limits()
 
     @field_validator("models")
@@ -173,6 +194,16 @@ class ApplicationConfig(_Strict):
         if len({model.store for model in models} - {None}) > 1:
             raise ValueError("one registry keeps one store: give all models that have a store the same one")
         return models
+
+    @field_validator("api_keys")
+    @classmethod
+    def _different_keys(cls, keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        for values in ([key.name for key in keys], [key.sha256 for key in keys]):
+            if len(set(values)) != len(values):
+                raise ValueError("every API key needs a name and a digest of its own")
+        if reserved := {key.name for key in keys} & {ADMIN, EVERYBODY}:
+            raise ValueError(f"{reserved.pop()} is no name for an API key: others' jobs have it; choose another")
+        return keys
 
     @property
     def store(self) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from reins_serve.serving.admission import admit
+from reins_serve.serving.admission import Submission, admit
 from reins_serve.serving.auth import Caller
 from reins_serve.serving.config import ApplicationConfig
 from reins_serve.serving.directions import DirectionsAdmin
@@ -19,7 +19,6 @@ from reins_serve.serving.files import ClipFiles, Variant
 from reins_serve.serving.http_errors import RequestError
 from reins_serve.serving.jobs import Job, JobStore, MemoryJobs
 from reins_serve.serving.schema import (
-    CreateVideo,
     ListQuery,
     Model,
     ModelList,
@@ -78,11 +77,12 @@ class Gateway:
                 for dispatcher in self._dispatchers.values():
                     group.create_task(dispatcher.run())
 
-    async def create(self, body: CreateVideo, caller: Caller) -> Video:
-        """Check a request and store its job, then let it be dispatched."""
+    async def create(self, asked: Submission, caller: Caller) -> Video:
+        """Check a request and store its job, then let it be dispatched; the job of before, if its idempotency key says so."""
+        body = asked.body
         model = self._model(body.model) if body.model is not None else self._models[self.config.models[0].name]
-        job = admit(body, model, self.config.limits, caller.owner, caller.admin)
-        await self._store.add(job, model.config.max_queued)
+        job = admit(body, model, self.config.limits, caller)
+        job = _there(await self._store.add(job, model.config.max_queued, asked.idempotency))
         self._dispatchers[job.model].wake()
         return await self._video(job)
 
@@ -164,7 +164,14 @@ class Gateway:
         job = await self._store.get(job_id)
         if job is None or job.owner != caller.owner:
             raise RequestError("There is no such video.", code="video_not_found", param="id")
-        return job
+        return _there(job)
 
     async def _video(self, job: Job) -> Video:
         return video(job, self._models[job.model].entry, await self._store.position(job))
+
+
+def _there(job: Job) -> Job:
+    """The job, unless nothing but its id is left of it."""
+    if job.status == "expired":
+        raise RequestError("This video has expired: its record and its files are gone.", code="video_expired")
+    return job

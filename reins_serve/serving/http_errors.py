@@ -36,6 +36,7 @@ STATUS = {
     "method_not_allowed": 405,
     "direction_invalid": 400,
     "conflict": 409,
+    "idempotency_conflict": 409,
     "gates_failed": 409,
     "video_not_ready": 409,
     "video_failed": 409,
@@ -68,7 +69,7 @@ class RequestError(ReinsError):
 def invalid(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     """The first of pydantic's errors in the API's words; what was sent is not repeated."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     # Pydantic also names the member of a union, or a key of `metadata`: only `steering` has fields of its own.
     param = ".".join(place[: 2 if place[:1] == ["steering"] else 1]) or None
     if first["type"] == "extra_forbidden":

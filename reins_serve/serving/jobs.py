@@ -16,7 +16,7 @@ from reins_serve.steering.plan import GenerationRecord
 from reins_serve.steering.policy import SteeringRow
 
 OpenStatus = Literal["queued", "in_progress"]
-Status = OpenStatus | Literal["completed", "failed"]
+Status = OpenStatus | Literal["completed", "failed", "expired"]
 
 MAX_ATTEMPTS = 2  # a job whose replica died is tried once more
 
@@ -25,6 +25,12 @@ class QueueFull(ReinsError):
     """As many jobs wait for this model as its configuration allows."""
 
     code = "queue_full"
+
+
+class IdempotencyConflict(ReinsError):
+    """The same idempotency key came with another request."""
+
+    code = "idempotency_conflict"
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,14 @@ class JobResult:
     record: GenerationRecord
     inference_time_s: float
     batch_size: int
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """What makes a request the same as one before, among its owner's: the key that came with it, and its SHA-256 digest."""
+
+    key: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -68,12 +82,14 @@ class Job:
     row: SteeringRow
     metadata: Mapping[str, str] = field(default_factory=dict)
     status: Status = "queued"
+    priority: int = 0
     claimed: bool = False
     attempts: int = 0
     progress: int = 0
     created_at: float = field(default_factory=time.time)
     started_at: float | None = None
     completed_at: float | None = None
+    expires_at: float | None = None
     error: JobError | None = None
     result: JobResult | None = None
 
@@ -94,7 +110,7 @@ class Page:
 class JobStore(Protocol):
     """Where jobs live. Methods that change a job return it as it is afterwards, or None if the change was refused."""
 
-    async def add(self, job: Job, max_queued: int) -> Job:
+    async def add(self, job: Job, max_queued: int, idempotency: Idempotency | None = None) -> Job:
         """Store a new job. Raises QueueFull when `max_queued` jobs of its model are queued already."""
 
     async def get(self, job_id: str) -> Job | None:
@@ -139,11 +155,19 @@ class MemoryJobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}  # by time of creation
+        self._keys: dict[tuple[str, str], tuple[str, str]] = {}
         self._open: dict[str, Job] = {}  # those that are not terminal, in the same order: never many
 
-    async def add(self, job: Job, max_queued: int) -> Job:
+    async def add(self, job: Job, max_queued: int, idempotency: Idempotency | None = None) -> Job:
+        if idempotency is not None and (job.owner, idempotency.key) in self._keys:
+            digest, first = self._keys[job.owner, idempotency.key]
+            if digest != idempotency.digest:
+                raise IdempotencyConflict("This idempotency key came with another request before. Take a new key.")
+            return self._jobs[first]
         if await self.count(job.model, "queued") >= max_queued:
             raise QueueFull("Too many jobs are waiting for this model. Try again later.")
+        if idempotency is not None:
+            self._keys[job.owner, idempotency.key] = (idempotency.digest, job.id)
         return self._put(job)
 
     async def get(self, job_id: str) -> Job | None:

@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import reins_serve
 from reins_serve.serving import direction_routes, http_errors
-from reins_serve.serving.admission import FORMS, JSON, read_body
+from reins_serve.serving.admission import FORMS, JSON, Submission, read_body
 from reins_serve.serving.auth import Caller, identify
 from reins_serve.serving.events import follow
 from reins_serve.serving.files import MEDIA_TYPES, SUFFIXES
@@ -45,28 +46,43 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     app = FastAPI(title="reins-serve", version=reins_serve.__version__, lifespan=lifespan)
     http_errors.install(app)
+    if gateway.config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=gateway.config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Range"],
+            expose_headers=["Accept-Ranges", "Content-Disposition", "Content-Range", "Retry-After"],
+        )
 
     def caller(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> Caller:
         return identify(authorization, gateway.config)
 
     Asking = Annotated[Caller, Depends(caller)]
 
-    @app.post("/v1/videos", openapi_extra=_body_schema(), responses=_errors(400, 401, 403, 404, 413, 429, 503))
-    async def create_video(request: Request, asking: Asking) -> Video:
-        """Store a video job and return it, `queued`."""
-        return await gateway.create(await read_body(request, gateway.config.limits), asking)
+    @app.post(
+        "/v1/videos", openapi_extra=_body_schema(), responses=_errors(400, 401, 403, 404, 409, 410, 413, 429, 503)
+    )
+    async def create_video(
+        request: Request,
+        asking: Asking,
+        idempotency_key: Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,255}$")] = None,
+    ) -> Video:
+        """Store a video job and return it, `queued`. The same `Idempotency-Key` and request again: the job stored first."""
+        body = await read_body(request, gateway.config.limits)
+        return await gateway.create(Submission(body, idempotency_key), asking)
 
     @app.get("/v1/videos", responses=_errors(400, 401))
     async def list_videos(query: Annotated[ListQuery, Query()], asking: Asking) -> VideoList:
         """The caller's jobs, a page at a time."""
         return await gateway.page(query, asking)
 
-    @app.get("/v1/videos/{video_id}", responses=_errors(401, 404))
+    @app.get("/v1/videos/{video_id}", responses=_errors(401, 404, 410))
     async def retrieve_video(video_id: str, asking: Asking) -> Video:
         """A job, a failed one too."""
         return await gateway.retrieve(video_id, asking)
 
-    @app.delete("/v1/videos/{video_id}", responses=_errors(401, 404))
+    @app.delete("/v1/videos/{video_id}", responses=_errors(401, 404, 410))
     async def delete_video(video_id: str, asking: Asking) -> VideoDeleted:
         """Forget a job and its files; a running one stops at the end of the present denoising step."""
         return await gateway.delete(video_id, asking)

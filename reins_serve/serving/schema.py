@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.serving.files import Variant
@@ -15,6 +15,10 @@ from reins_serve.steering.policy import DEFAULT, LIVE
 Text = Annotated[str, Field(max_length=100_000)]
 Word = Annotated[str, Field(max_length=128)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Digits = Annotated[
+    str, Field(pattern=r"^(0*[1-9][0-9]{0,5}(\.[0-9]{1,6})?|0+\.[0-9]{0,5}[1-9][0-9]{0,5})$", max_length=16)
+]
+Seconds = Annotated[Annotated[Finite, Field(gt=0)] | Digits, AfterValidator(float)]
 
 
 class _Request(BaseModel):
@@ -33,8 +37,8 @@ class CreateVideo(_Request):
 
     prompt: Annotated[Text, Field(min_length=1)]
     model: Word | None = None
-    seconds: Annotated[Finite, Field(gt=0)] | Annotated[str, Field(pattern=r"^\d{1,6}(\.\d{1,6})?$")] | None = None
-    size: Annotated[str, Field(pattern=r"^\d{1,5}x\d{1,5}$")] | None = None
+    seconds: Seconds | None = None
+    size: Annotated[str, Field(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")] | None = None
     input_reference: dict[str, Any] | None = None
     negative_prompt: Text = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
@@ -115,7 +119,7 @@ class Video(BaseModel):
     created_at: int
     started_at: int | None
     completed_at: int | None
-    expires_at: int | None = None
+    expires_at: int | None
     error: JobErrorBody | None
     remixed_from_video_id: str | None = None
     seconds: str
@@ -219,8 +223,9 @@ def video(job: Job, entry: CatalogEntry, position: int | None) -> Video:
         prompt=job.clip.prompt,
         negative_prompt=job.clip.negative_prompt,
         created_at=int(job.created_at),
-        started_at=int(job.started_at) if job.started_at is not None else None,
-        completed_at=int(job.completed_at) if job.completed_at is not None else None,
+        started_at=_seconds(job.started_at),
+        completed_at=_seconds(job.completed_at),
+        expires_at=_seconds(job.expires_at),
         error=JobErrorBody(code=job.error.code, message=job.error.message) if job.error else None,
         seconds=f"{job.clip.num_frames / entry.fps:g}",
         size=f"{job.clip.width}x{job.clip.height}",
@@ -234,6 +239,10 @@ def video(job: Job, entry: CatalogEntry, position: int | None) -> Video:
         steering=SteeringState.model_validate(steering),
         metadata=dict(job.metadata),
     )
+
+
+def _seconds(time: float | None) -> int | None:
+    return None if time is None else int(time)
 
 
 def model_card(model: ServedModel, created: int) -> Model:

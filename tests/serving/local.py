@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from reins_serve.serving.config import ApplicationConfig, ModelConfig
+from reins_serve.serving.config import ApplicationConfig, ModelConfig, hash_key
 from reins_serve.serving.gateway import Gateway
 from reins_serve.serving.jobs import Job
 from reins_serve.serving.messages import Message
@@ -67,6 +67,11 @@ def application(model: ModelConfig, output_dir: Path, **changes: object) -> Appl
     return ApplicationConfig.model_validate({"models": (model,), "output_dir": str(output_dir)} | changes)
 
 
+def keys(*names: str) -> list[dict[str, str]]:
+    """Entries of API keys, each of which reads as its name does."""
+    return [{"name": name, "sha256": hash_key(name)} for name in names]
+
+
 @contextmanager
 def served(replica: VideoReplica, config: ApplicationConfig) -> Iterator[TestClient]:
     """A client of a gateway that runs, in front of one replica."""
@@ -110,11 +115,11 @@ def create(client: httpx.Client, headers: dict[str, str] | None = None, **body: 
     return answer.json()
 
 
-def finished(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+def finished(client: httpx.Client, job: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
     """The video object once the job is over."""
 
     def over() -> dict[str, Any] | None:
-        video = client.get(f"/v1/videos/{job['id']}").json()
+        video = client.get(f"/v1/videos/{job['id']}", headers=headers).json()
         return video if video["status"] in ("completed", "failed") else None
 
     return until(over)

@@ -62,8 +62,10 @@ def test_a_model_is_listed_once_and_there_is_at_least_one() -> None:
 def test_keys_are_configured_by_digest_only() -> None:
     with pytest.raises(ValidationError):
         ApplicationConfig.model_validate({"models": [MODEL], "admin_key_sha256": "a plain key"})
-    made = ApplicationConfig.model_validate({"models": [MODEL], "api_keys_sha256": [hash_key("key")]})
-    assert "key" not in str(made.api_keys_sha256)
+    made = ApplicationConfig.model_validate(
+        {"models": [MODEL], "api_keys": [{"name": "alice", "sha256": hash_key("key")}]}
+    )
+    assert "key" not in str(made.api_keys)
 
 
 def test_relative_paths_are_found_in_the_working_directory_first(

@@ -1,5 +1,6 @@
 """Server-sent events: the course of a job, as a client that listens sees it."""
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ import pytest
 from reins_serve.errors import ReinsError
 from reins_serve.serving import events
 from reins_serve.serving import replica as replica_module
-from reins_serve.serving.config import ModelConfig, hash_key
+from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.gateway import Gateway
 from reins_serve.serving.replica import VideoReplica
-from tests.serving.local import application, create, error, finished, listening, local_app
+from tests.serving.local import application, create, error, finished, keys, listening, local_app
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_the_course_of_a_job_is_told_until_it_is_over(
     assert any(event["status"] == "in_progress" and 0 < event["progress"] < 100 for event in seen)
     values = [event["progress"] for event in seen]
     assert values == sorted(values)
-    assert all(first != second for first, second in zip(seen, seen[1:], strict=False))
+    assert all(first != second for first, second in itertools.pairwise(seen))
 
 
 def test_a_job_that_is_over_is_one_event(http: httpx.Client) -> None:
@@ -110,7 +111,7 @@ def test_a_store_that_does_not_answer_for_a_while_ends_no_stream(
 
 
 def test_only_its_owner_may_follow_a_job(replica: VideoReplica, tiny_model: ModelConfig, tmp_path: Path) -> None:
-    config = application(tiny_model, tmp_path, api_keys_sha256=[hash_key("mine"), hash_key("yours")])
+    config = application(tiny_model, tmp_path, api_keys=keys("mine", "yours"))
     with listening(local_app(replica, config)) as address, httpx.Client(base_url=address) as http:
         mine, yours = ({"Authorization": f"Bearer {key}"} for key in ("mine", "yours"))
         path = f"/v1/videos/{create(http, mine)['id']}/events"
