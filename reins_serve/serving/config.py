@@ -19,6 +19,7 @@ from reins_serve.models.spec import SPECS, DenoiserSpec
 from reins_serve.rollout.source import SCHEME, absolute
 from reins_serve.steering.policy import CANDIDATE, LIVE, SteeringPolicy
 
+Host = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,252}(:[0-9]{1,5})?$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.\-\[\]:]+)$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -116,10 +117,10 @@ class ModelConfig(_Strict):
         task = self.task or entry.tasks[0]
         if task not in entry.tasks:
             raise ReinsError(f"{self.name} does not do {task}; its tasks are: {', '.join(entry.tasks)}.", param="task")
-        if task != "text-to-video":
+        if task not in ("text-to-video", "image-to-video"):
             raise ReinsError(
-                f"{self.name} is configured for {task}, and the HTTP API takes no image yet; use it through "
-                "`reins_serve.attach` and `models.generation`, or choose the task text-to-video.",
+                f"{self.name} is configured for {task}, and the HTTP API takes no video; use it through `reins_serve.attach` and "
+                "`models.generation`, or choose another task.",
                 param="task",
             )
         if entry.max_batch is not None and self.max_batch_size > entry.max_batch:
@@ -141,10 +142,23 @@ class ModelConfig(_Strict):
 
 
 class Limits(_Strict):
-    """Bounds on a single HTTP request; a model's own bounds are in the catalogue."""
+    """Bounds on a single HTTP request; a model's own bounds are in the catalogue.
+
+    Attributes:
+        max_prompt_chars: Of a prompt, and of a negative prompt.
+        max_body_bytes: Of a request's body, without the room for an image where a model takes one.
+        max_image_bytes, max_image_pixels: Of an image that a clip begins with; pixels are counted before any is decoded.
+        image_timeout_s: How long fetching one from another host may take, redirects included.
+        max_pixels, max_frames: Of a clip: width times height, and length; None: what the model can.
+    """
 
     max_prompt_chars: int = Field(2000, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1)
+    max_image_bytes: int = Field(10 << 20, ge=1)
+    max_image_pixels: int = Field(25_000_000, ge=1, le=80_000_000)
+    image_timeout_s: float = Field(10, gt=0, allow_inf_nan=False)
+    max_pixels: int | None = Field(None, ge=1)
+    max_frames: int | None = Field(None, ge=1)
 
 
 class ApiKey(_Strict):
@@ -171,6 +185,7 @@ class ApplicationConfig(_Strict):
             listens on the loopback interface only.
         admin_key_sha256: Digest of the key that may turn steering off. None: nobody may.
         cors_origins: Origins, such as `https://studio.example.com`, whose pages may use the API from a browser; `*`: all.
+        image_hosts: Hosts, as `host` or `host:port`, from which images are fetched over https; empty: no image is fetched.
         limits: Bounds on a single HTTP request.
     """
 
@@ -179,6 +194,7 @@ class ApplicationConfig(_Strict):
     api_keys: tuple[ApiKey, ...] = ()
     admin_key_sha256: Sha256 | None = None
     cors_origins: tuple[Origin, ...] = ()
+    image_hosts: tuple[Host, ...] = ()
     limits: Limits = Limits()
 
     @field_validator("models")

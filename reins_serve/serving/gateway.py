@@ -79,9 +79,9 @@ class Gateway:
 
     async def create(self, asked: Submission, caller: Caller) -> Video:
         """Check a request and store its job, then let it be dispatched; the job of before, if its idempotency key says so."""
-        body = asked.body
-        model = self._model(body.model) if body.model is not None else self._models[self.config.models[0].name]
-        job = admit(body, model, self.config.limits, caller)
+        name = asked.body.model
+        model = self._model(name) if name is not None else self._models[self.config.models[0].name]
+        job = await admit(asked, model, self.config, caller)
         job = _there(await self._store.add(job, model.config.max_queued, asked.idempotency))
         self._dispatchers[job.model].wake()
         return await self._video(job)
@@ -123,6 +123,11 @@ class Gateway:
             self._dispatchers[job.model].cancel(job.id)
         await asyncio.to_thread(self._files.delete, job_id)
         return VideoDeleted(id=job_id)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether a served model begins its clips with an image."""
+        return any(model.image != "none" for model in self._models.values())
 
     def models(self) -> ModelList:
         """What is served."""

@@ -70,8 +70,8 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     """The first of pydantic's errors in the API's words; what was sent is not repeated."""
     first = errors[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    # Pydantic also names the member of a union, or a key of `metadata`: only `steering` has fields of its own.
-    param = ".".join(place[: 2 if place[:1] == ["steering"] else 1]) or None
+    # Pydantic also names the member of a union, or a key of `metadata`: only these have fields of their own.
+    param = ".".join(place[: 2 if place[:1] in (["steering"], ["input_reference"]) else 1]) or None
     if first["type"] == "extra_forbidden":
         # The name of an unknown field is the client's own text, so it is not repeated either, unless it is a plain word.
         named = (

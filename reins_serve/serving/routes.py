@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 import reins_serve
 from reins_serve.serving import direction_routes, http_errors
-from reins_serve.serving.admission import FORMS, JSON, Submission, read_body
+from reins_serve.serving.admission import FORMS, JSON, read_submission
 from reins_serve.serving.auth import Caller, identify
 from reins_serve.serving.events import follow
 from reins_serve.serving.files import MEDIA_TYPES, SUFFIXES
@@ -69,8 +69,8 @@ def create_app(gateway: Gateway) -> FastAPI:
         idempotency_key: Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,255}$")] = None,
     ) -> Video:
         """Store a video job and return it, `queued`. The same `Idempotency-Key` and request again: the job stored first."""
-        body = await read_body(request, gateway.config.limits)
-        return await gateway.create(Submission(body, idempotency_key), asking)
+        asked = await read_submission(request, gateway.config.limits, gateway.takes_images, idempotency_key)
+        return await gateway.create(asked, asking)
 
     @app.get("/v1/videos", responses=_errors(400, 401))
     async def list_videos(query: Annotated[ListQuery, Query()], asking: Asking) -> VideoList:

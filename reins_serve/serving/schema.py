@@ -1,7 +1,7 @@
 """The HTTP API's objects: what a request may say, and what an answer looks like. The shape is that of OpenAI's video jobs."""
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -32,6 +32,12 @@ class Steering(_Request):
     strength: Finite | None = None
 
 
+class InputReference(_Request):
+    """The image that a clip begins with: a data URL, or an https address at a host that the operator lists."""
+
+    image_url: Annotated[str, Field(min_length=1)]
+
+
 class CreateVideo(_Request):
     """`POST /v1/videos`. What is absent is the model's default; `seconds` and `num_frames` say the same and exclude each other."""
 
@@ -39,7 +45,7 @@ class CreateVideo(_Request):
     model: Word | None = None
     seconds: Seconds | None = None
     size: Annotated[str, Field(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")] | None = None
-    input_reference: dict[str, Any] | None = None
+    input_reference: InputReference | None = None
     negative_prompt: Text = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     fps: Annotated[Finite, Field(gt=0)] | None = None
@@ -184,6 +190,7 @@ class Model(BaseModel):
     created: int
     owned_by: Literal["reins-serve"] = "reins-serve"
     tasks: list[str]
+    input_reference: Literal["none", "optional", "required"]
     fps: float
     size: str
     size_multiple: int
@@ -252,7 +259,8 @@ def model_card(model: ServedModel, created: int) -> Model:
     return Model(
         id=entry.name,
         created=created,
-        tasks=list(entry.tasks),
+        tasks=list(model.tasks),
+        input_reference=model.image,
         fps=entry.fps,
         size=f"{entry.width}x{entry.height}",
         size_multiple=entry.size_multiple,

@@ -1,5 +1,6 @@
 """Who asks, and what is asked twice: keys, priorities, idempotency, other origins, and jobs whose time is over."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from reins_serve.serving.admission import admit
+from reins_serve.serving.admission import Submission, admit
 from reins_serve.serving.auth import identify
-from reins_serve.serving.config import ApplicationConfig, Limits, ModelConfig, hash_key
+from reins_serve.serving.config import ApplicationConfig, ModelConfig, hash_key
 from reins_serve.serving.gateway import Gateway
 from reins_serve.serving.jobs import Job
 from reins_serve.serving.replica import VideoReplica
@@ -102,7 +103,8 @@ def test_a_job_gets_the_priority_of_its_key(tiny_model: ModelConfig, tmp_path: P
     model = serve_model(tiny_model)
 
     def job(key: str) -> Job:
-        return admit(CreateVideo(prompt="a clip"), model, Limits(), identify(f"Bearer {key}", config))
+        asked = Submission(CreateVideo(prompt="a clip"))
+        return asyncio.run(admit(asked, model, config, identify(f"Bearer {key}", config)))
 
     assert (job("one").owner, job("one").priority) == ("batch", -1)
     assert (job("studio").owner, job("studio").priority) == ("studio", 0)
