@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 import re
 import secrets
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from reins_serve.serving.config import ApplicationConfig, Limits
 from reins_serve.serving.http_errors import RequestError
 from reins_serve.serving.images import FIELD, first_frame, from_data_url
 from reins_serve.serving.jobs import Idempotency, Job
+from reins_serve.serving.privacy import shown
 from reins_serve.serving.remote_images import fetch
 from reins_serve.serving.schema import CreateVideo
 from reins_serve.serving.served import ServedModel
@@ -30,6 +32,8 @@ FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 IMAGE_TEXT = 4 / 3  # base64 in JSON takes a third more
 DECODERS = ThreadPoolExecutor(2, thread_name_prefix="reins-image")  # few: a large image takes hundreds of MB on its way
 BRACKETED = re.compile(r"^(\w+)\[([^\[\]]+)\]$")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ async def admit(asked: Submission, model: ServedModel, config: ApplicationConfig
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(DECODERS, first_frame, data, clip.width, clip.height, limits)
         clip = replace(clip, image=image)
+    told = shown(body.prompt, model.config.log_prompts)
+    logger.info("%s of %s on %s: %s", name, caller.owner, model.config.name, told)
     return Job(name, caller.owner, model.config.name, clip, row, metadata=dict(body.metadata), priority=caller.priority)
 
 

@@ -11,11 +11,13 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from reins_serve.calibration.sampling import SamplingConfig
+from reins_serve.content_credentials import CredentialsConfig
 from reins_serve.errors import DirectionError, ReinsError
 from reins_serve.models import catalog
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.options import LoadingOptions
 from reins_serve.models.spec import SPECS, DenoiserSpec
+from reins_serve.provenance import Private
 from reins_serve.rollout.source import SCHEME, absolute
 from reins_serve.steering.policy import CANDIDATE, LIVE, SteeringPolicy
 
@@ -54,6 +56,9 @@ class ModelConfig(_Strict):
         max_batch_size: Most requests of equal shape, steps and guidance that share one pipeline call.
         max_batch_wait_ms: How long the oldest waiting request waits for others to join.
         max_queued: Most jobs that may wait for this model; one more is refused with 429.
+        file_metadata: What a clip's file says of its request beside how it was made: `prompt`, `seed`, or nothing.
+        c2pa: Whose signature its clips carry (Content Credentials); None: none.
+        log_prompts: Whether logs may show prompts; else they show their hash, and libraries log errors alone.
         generation_timeout_s: A job that takes longer than this, from its dispatch on, fails with `timeout`.
     """
 
@@ -73,6 +78,9 @@ class ModelConfig(_Strict):
     max_batch_size: int = Field(1, ge=1)
     max_batch_wait_ms: float = Field(0, ge=0, allow_inf_nan=False)
     max_queued: int = Field(64, ge=1)
+    file_metadata: tuple[Private, ...] = ()
+    c2pa: CredentialsConfig | None = None
+    log_prompts: bool = False
     generation_timeout_s: float = Field(3600, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """The gateway's routes: HTTP in the shape of OpenAI's video jobs."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -18,7 +19,9 @@ from reins_serve.serving.auth import Caller, identify
 from reins_serve.serving.events import follow
 from reins_serve.serving.files import MEDIA_TYPES, SUFFIXES
 from reins_serve.serving.gateway import Gateway
+from reins_serve.serving.http_errors import RequestError
 from reins_serve.serving.schema import (
+    JOB_ID,
     ContentQuery,
     CreateVideo,
     ErrorAnswer,
@@ -33,6 +36,16 @@ from reins_serve.serving.schema import (
 )
 
 Errors = dict[int | str, dict[str, Any]]
+
+
+def _known_form(video_id: str) -> str:
+    """Ids are made by this API: what does not look like one is not looked up anywhere."""
+    if re.fullmatch(JOB_ID, video_id, re.ASCII) is None:
+        raise RequestError("There is no such video.", code="video_not_found", param="id")
+    return video_id
+
+
+VideoId = Annotated[str, Depends(_known_form)]
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -78,12 +91,12 @@ def create_app(gateway: Gateway) -> FastAPI:
         return await gateway.page(query, asking)
 
     @app.get("/v1/videos/{video_id}", responses=_errors(401, 404, 410))
-    async def retrieve_video(video_id: str, asking: Asking) -> Video:
+    async def retrieve_video(video_id: VideoId, asking: Asking) -> Video:
         """A job, a failed one too."""
         return await gateway.retrieve(video_id, asking)
 
     @app.delete("/v1/videos/{video_id}", responses=_errors(401, 404, 410))
-    async def delete_video(video_id: str, asking: Asking) -> VideoDeleted:
+    async def delete_video(video_id: VideoId, asking: Asking) -> VideoDeleted:
         """Forget a job and its files; a running one stops at the end of the present denoising step."""
         return await gateway.delete(video_id, asking)
 
@@ -93,7 +106,9 @@ def create_app(gateway: Gateway) -> FastAPI:
         responses=_errors(400, 401, 404, 409, 410)
         | {200: {"content": {kind: {} for kind in set(MEDIA_TYPES.values())}}},
     )
-    async def download_video(video_id: str, query: Annotated[ContentQuery, Query()], asking: Asking) -> FileResponse:
+    async def download_video(
+        video_id: VideoId, query: Annotated[ContentQuery, Query()], asking: Asking
+    ) -> FileResponse:
         """The bytes of a completed video, its thumbnail or its spritesheet; ranges are honoured."""
         path = await gateway.content(video_id, query.variant, asking)
         name = video_id + SUFFIXES[query.variant]
@@ -103,7 +118,7 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     @app.get("/v1/videos/{video_id}/events", response_class=EventSourceResponse, responses=_errors(401, 404, 410))
     async def follow_video(
-        video_id: str, now: Annotated[Video, Depends(retrieve_video)], asking: Asking
+        video_id: VideoId, now: Annotated[Video, Depends(retrieve_video)], asking: Asking
     ) -> AsyncIterator[VideoEvent]:
         """Server-sent events: the job's state at once, then at every change, until it is over. Comments keep the line open."""
         async for event in follow(now, lambda: gateway.retrieve(video_id, asking)):

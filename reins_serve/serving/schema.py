@@ -12,8 +12,10 @@ from reins_serve.serving.served import ServedModel
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import DEFAULT, LIVE
 
-Text = Annotated[str, Field(max_length=100_000)]
-Word = Annotated[str, Field(max_length=128)]
+NO_NUL = r"^[^\x00]*$"  # PostgreSQL stores no such character
+JOB_ID = r"^video_[0-9a-f]{32}$"
+Text = Annotated[str, Field(max_length=100_000, pattern=NO_NUL)]
+Word = Annotated[str, Field(max_length=128, pattern=NO_NUL)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Digits = Annotated[
     str, Field(pattern=r"^(0*[1-9][0-9]{0,5}(\.[0-9]{1,6})?|0+\.[0-9]{0,5}[1-9][0-9]{0,5})$", max_length=16)
@@ -53,13 +55,13 @@ class CreateVideo(_Request):
     num_inference_steps: Annotated[int, Field(ge=1)] | None = None
     guidance_scale: Annotated[Finite, Field(ge=0)] | None = None
     steering: Steering = Steering()
-    metadata: Annotated[dict[Word, Annotated[str, Field(max_length=512)]], Field(max_length=16)] = {}
+    metadata: Annotated[dict[Word, Annotated[str, Field(max_length=512, pattern=NO_NUL)]], Field(max_length=16)] = {}
 
 
 class ListQuery(_Request):
     """Query of `GET /v1/videos`."""
 
-    after: Word | None = None
+    after: Annotated[str, Field(pattern=JOB_ID)] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     order: Literal["asc", "desc"] = "desc"
 

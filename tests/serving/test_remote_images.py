@@ -1,7 +1,6 @@
 """Images behind an address: only listed hosts over https, only public addresses, the address that was checked, within bounds."""
 
 import asyncio
-import datetime
 import io
 import ssl
 import threading
@@ -11,9 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from reins_serve.serving import remote_images
@@ -21,6 +17,7 @@ from reins_serve.serving.config import Limits, ModelConfig
 from reins_serve.serving.http_errors import RequestError
 from reins_serve.serving.remote_images import fetch, public
 from reins_serve.serving.replica import VideoReplica
+from tests.certificates import issue
 from tests.serving.local import application, error, finished, served
 
 HOST = "images.example"
@@ -42,29 +39,6 @@ class Site:
 
     def url(self, path: str) -> str:
         return f"https://{self.host}{path}"
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for HOST, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(HOST)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "certificate.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, pkcs8, plain))
-    return folder / "certificate.pem", folder / "key.pem"
 
 
 @pytest.fixture
@@ -91,9 +65,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.port = server.server_address[1]
-    chain, key = certificate(tmp_path)
+    issued, chain = issue(HOST), tmp_path / "certificate.pem"
+    chain.write_bytes(issued.pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
+    context.load_cert_chain(chain, issued.write_key(tmp_path / "key.pem"))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
