@@ -1,22 +1,28 @@
 """The gateway's routes: HTTP in the shape of OpenAI's video jobs."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
+from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import reins_serve
 from reins_serve.serving import direction_routes, http_errors
-from reins_serve.serving.admission import FORMS, JSON, read_body
+from reins_serve.serving.admission import FORMS, JSON, read_submission
 from reins_serve.serving.auth import Caller, identify
+from reins_serve.serving.events import follow
 from reins_serve.serving.files import MEDIA_TYPES, SUFFIXES
 from reins_serve.serving.gateway import Gateway
+from reins_serve.serving.http_errors import RequestError
 from reins_serve.serving.ranges import content_response
 from reins_serve.serving.schema import (
+    JOB_ID,
     ContentQuery,
     CreateVideo,
     ErrorAnswer,
@@ -26,10 +32,21 @@ from reins_serve.serving.schema import (
     ModelList,
     Video,
     VideoDeleted,
+    VideoEvent,
     VideoList,
 )
 
 Errors = dict[int | str, dict[str, Any]]
+
+
+def _known_form(video_id: str) -> str:
+    """Ids are made by this API: what does not look like one is not looked up anywhere."""
+    if re.fullmatch(JOB_ID, video_id, re.ASCII) is None:
+        raise RequestError("There is no such video.", code="video_not_found", param="id")
+    return video_id
+
+
+VideoId = Annotated[str, Depends(_known_form)]
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -42,29 +59,44 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     app = FastAPI(title="reins-serve", version=reins_serve.__version__, lifespan=lifespan)
     http_errors.install(app)
+    if gateway.config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=gateway.config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Range"],
+            expose_headers=["Accept-Ranges", "Content-Disposition", "Content-Range", "Retry-After"],
+        )
 
     def caller(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> Caller:
         return identify(authorization, gateway.config)
 
     Asking = Annotated[Caller, Depends(caller)]
 
-    @app.post("/v1/videos", openapi_extra=_body_schema(), responses=_errors(400, 401, 403, 404, 413, 429, 503))
-    async def create_video(request: Request, asking: Asking) -> Video:
-        """Store a video job and return it, `queued`."""
-        return await gateway.create(await read_body(request, gateway.config.limits), asking)
+    @app.post(
+        "/v1/videos", openapi_extra=_body_schema(), responses=_errors(400, 401, 403, 404, 409, 410, 413, 429, 503)
+    )
+    async def create_video(
+        request: Request,
+        asking: Asking,
+        idempotency_key: Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,255}$")] = None,
+    ) -> Video:
+        """Store a video job and return it, `queued`. The same `Idempotency-Key` and request again: the job stored first."""
+        asked = await read_submission(request, gateway.config.limits, gateway.takes_images, idempotency_key)
+        return await gateway.create(asked, asking)
 
     @app.get("/v1/videos", responses=_errors(400, 401))
     async def list_videos(query: Annotated[ListQuery, Query()], asking: Asking) -> VideoList:
         """The caller's jobs, a page at a time."""
         return await gateway.page(query, asking)
 
-    @app.get("/v1/videos/{video_id}", responses=_errors(401, 404))
-    async def retrieve_video(video_id: str, asking: Asking) -> Video:
+    @app.get("/v1/videos/{video_id}", responses=_errors(401, 404, 410))
+    async def retrieve_video(video_id: VideoId, asking: Asking) -> Video:
         """A job, a failed one too."""
         return await gateway.retrieve(video_id, asking)
 
-    @app.delete("/v1/videos/{video_id}", responses=_errors(401, 404))
-    async def delete_video(video_id: str, asking: Asking) -> VideoDeleted:
+    @app.delete("/v1/videos/{video_id}", responses=_errors(401, 404, 410))
+    async def delete_video(video_id: VideoId, asking: Asking) -> VideoDeleted:
         """Forget a job and its files; a running one stops at the end of the present denoising step."""
         return await gateway.delete(video_id, asking)
 
@@ -75,7 +107,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         | {200: {"content": {kind: {} for kind in set(MEDIA_TYPES.values())}}},
     )
     async def download_video(
-        video_id: str,
+        video_id: VideoId,
         query: Annotated[ContentQuery, Query()],
         asking: Asking,
         part: Annotated[str | None, Header(alias="range", include_in_schema=False)] = None,
@@ -85,6 +117,14 @@ def create_app(gateway: Gateway) -> FastAPI:
         content = await gateway.content(video_id, query.variant, asking)
         name = video_id + SUFFIXES[query.variant]
         return await run_in_threadpool(content_response, content, MEDIA_TYPES[query.variant], name, part, if_range)
+
+    @app.get("/v1/videos/{video_id}/events", response_class=EventSourceResponse, responses=_errors(401, 404, 410))
+    async def follow_video(
+        video_id: VideoId, now: Annotated[Video, Depends(retrieve_video)], asking: Asking
+    ) -> AsyncIterator[VideoEvent]:
+        """Server-sent events: the job's state at once, then at every change, until it is over. Comments keep the line open."""
+        async for event in follow(now, lambda: gateway.retrieve(video_id, asking)):
+            yield event
 
     @app.get("/v1/models", responses=_errors(401))
     async def list_models(asking: Asking) -> ModelList:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 from reins_serve.errors import ReinsError
 from reins_serve.models.catalog import CatalogEntry
@@ -30,6 +31,20 @@ class ServedModel:
         self.entry = entry
         self.directions = directions
         self.watcher = watcher
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What its replicas do: the configured task, and others of the same pipeline."""
+        pipelines = self.entry.pipelines
+        chosen = pipelines[self.config.task or self.entry.tasks[0]]
+        return tuple(task for task, pipeline in pipelines.items() if pipeline == chosen)
+
+    @property
+    def image(self) -> Literal["none", "optional", "required"]:
+        """Whether a clip begins with an image."""
+        if self.entry.optional_image:
+            return "optional"
+        return "none" if "text-to-video" in self.tasks else "required"
 
     def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0) -> None:
         """Take up other directions. Raises PolicyError, SteeringUnavailable."""

@@ -9,9 +9,7 @@ from reins_serve.serving.sql_jobs import SqlJobs
 
 CLIP = ClipRequest("a clip", 0, 16, 16, 4, 4, 4.0)
 OFF = GenerationRecord(None, None, None, None, "off", 0.0, 0, 0, 0, 0, None, None, None, False, False, "admin")
-STEERED = GenerationRecord(
-    "d", "7", "ab" * 32, "add", "default", 2.0, 8, 8, 0, 2, 0.5, 0.25, 1.0, True, True, None
-)
+STEERED = GenerationRecord("d", "7", "ab" * 32, "add", "default", 2.0, 8, 8, 0, 2, 0.5, 0.25, 1.0, True, True, None)
 RESULT = JobResult(STEERED, 0.3, 2)
 ERROR = JobError("internal_error", "It failed.")
 

@@ -10,10 +10,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from reins_serve.serving import replica as replica_module
-from reins_serve.serving.config import ModelConfig, hash_key
+from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.replica import VideoReplica
 from tests.serving.conftest import ADMIN_KEY
-from tests.serving.local import application, create, error, finished, metric, served, until
+from tests.serving.local import application, create, error, finished, keys, metric, served, until
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
@@ -296,7 +296,7 @@ def test_models_say_what_they_make_and_what_steers_them(client: TestClient) -> N
 
 
 def test_a_job_belongs_to_its_key(replica: VideoReplica, tiny_model: ModelConfig, tmp_path: Path) -> None:
-    config = application(tiny_model, tmp_path, api_keys_sha256=[hash_key("mine"), hash_key("yours")])
+    config = application(tiny_model, tmp_path, api_keys=keys("mine", "yours"))
     mine, yours = ({"Authorization": f"Bearer {key}"} for key in ("mine", "yours"))
     with served(replica, config) as client:
         for wrong in ({}, {"Authorization": "Bearer nobody's"}, {"Authorization": "mine"}):
