@@ -3,6 +3,7 @@
 import getpass
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +12,18 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from reins_serve import cli_signatures
 from reins_serve.console import console
 from reins_serve.errors import ReinsError
 from reins_serve.rollout.compare import changes, cosines
-from reins_serve.rollout.overview import gates_of, overview
+from reins_serve.rollout.overview import gates_of, overview, signers_of
 from reins_serve.rollout.pointer import Pointer
+from reins_serve.rollout.signatures import Signature, Trust, load_signature, short, signatures_beside
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_show_locals=False)
+app.add_typer(cli_signatures.app)
 
 
 def user() -> str:
@@ -51,7 +55,7 @@ def list_versions(
     model: Annotated[str | None, typer.Argument(help="Default: every model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the versions of a store: what is live, since when, what it was fitted from, which gates it passed."""
+    """List the versions of a store: what is live, since when, what it was fitted from, which gates it passed, who signed it."""
     opened = DirectionStore(store)
     rows = [row for name in ([model] if model else opened.models()) for row in overview(opened, name)]
     if as_json:
@@ -64,9 +68,10 @@ def list_versions(
 
 @app.command()
 def show(file: File, store: AnyStore = None) -> None:
-    """Print everything that a direction file says, as JSON, without loading a model."""
-    direction = _read(file, store)
-    print(json.dumps({"sha256": direction.sha256, **direction.meta.model_dump(mode="json")}, indent=2))
+    """Print everything that a direction file says, and who signed it, as JSON, without loading a model."""
+    direction, signatures = _read(file, store)
+    signers = signers_of(direction.sha256, signatures, Trust.of())
+    print(json.dumps({"sha256": direction.sha256, **signers, **direction.meta.model_dump(mode="json")}, indent=2))
 
 
 @app.command()
@@ -96,7 +101,7 @@ def check(
 @app.command()
 def diff(a: File, b: File, store: AnyStore = None, as_json: AsJson = False) -> None:
     """Compare two directions without loading a model: cosine per block, and the fields that changed."""
-    one, other = _read(a, store), _read(b, store)
+    (one, _), (other, _) = _read(a, store), _read(b, store)
     by_block, changed = cosines(one, other), changes(one, other)
     if as_json:
         print(json.dumps({"cosine": by_block, "changed": changed}, indent=2))
@@ -119,13 +124,15 @@ def publish(
     report: Annotated[
         Path | None, typer.Option(help="HTML report to keep beside it.", exists=True, dir_okay=False)
     ] = None,
+    signature: Annotated[Path | None, typer.Option(help="What `directions sign` made of the file.")] = None,
     new_base: Annotated[bool, typer.Option("--new-base", help="The model's weights have changed, on purpose.")] = False,
 ) -> None:
     """Store a direction as a version, which is not live yet; the same file again is the same version."""
     document = None if report is None else report.read_bytes()
     direction = Direction.load(file)
+    signed = None if signature is None else load_signature(signature)
     version = DirectionStore(store).publish(
-        direction, model=model, report=document, new_base=new_base, who=who, why=why
+        direction, model=model, report=document, signature=signed, new_base=new_base, who=who, why=why
     )
     print(f"{version.model} version {version.number}: {version.sha256}")
 
@@ -174,12 +181,12 @@ def history(model: Model, store: Store, as_json: AsJson = False) -> None:
         print(json.dumps([event.model_dump(mode="json") for event in events], indent=2))
         return
     numbers = {version.sha256: f"v{version.number}" for version in opened.versions(model)}
-    table = Table("when (UTC)", "what", "from", "to", "share", "generation", "who", "why", "override")
+    table = Table("when (UTC)", "what", "from", "to", "share", "generation", "who", "why", "override", "key")
     for event in events:
         before, after = (numbers.get(digest, digest[:12]) if digest else "" for digest in (event.before, event.after))
         share = f"{event.fraction:.0%}" if event.fraction else ""
         cells = (f"{event.at:%Y-%m-%d %H:%M:%S}", event.action, before, after, share, str(event.generation or ""), event.by,
-                 event.why, event.override or "")  # fmt: skip
+                 event.why, event.override or "", short(event.key or ""))  # fmt: skip
         table.add_row(*map(Text, cells))
     console(200).print(table)
 
@@ -194,23 +201,36 @@ def collect(
     print(f"{model}: removed " + (", ".join(f"v{version.number}" for version in removed) or "nothing"))
 
 
-def _read(file: str, store: str | None) -> Direction:
+def _read(file: str, store: str | None) -> tuple[Direction, Sequence[Signature]]:
+    """A direction of the store or in a file, and its signatures."""
     model, at, version = file.rpartition("@")
     if at and store is not None and not Path(file).exists():
         opened = DirectionStore(store)
-        return opened.load(model, opened.resolve(model, version).sha256)
-    return Direction.load(file)
+        direction = opened.load(model, opened.resolve(model, version).sha256)
+        return direction, opened.signatures(model, direction.sha256)
+    return Direction.load(file), signatures_beside(file)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     table = Table(
-        "model", "version", "digest", "state", "since (UTC)", "steers", "fitted from", "gates", "published", "by"
+        "model",
+        "version",
+        "digest",
+        "state",
+        "since (UTC)",
+        "steers",
+        "fitted from",
+        "gates",
+        "signed by",
+        "published",
+        "by",
     )
     for row in rows:
         state = row["state"] if row["fraction"] is None else f"{row['state']} {row['fraction']:.4g}"
         since, published = ((row[key] or "")[:19].replace("T", " ") for key in ("since", "published"))
         cells = [row["model"], f"v{row['number']}", row["sha256"][:12], state, since, row.get("steers", "")]
-        cells += [row.get("fitted", ""), _verdict(row), published, row["by"]]
+        signed = ", ".join(row["signed_by"]) + (" (not trusted)" if row["trusted"] is False else "")
+        cells += [row.get("fitted", ""), _verdict(row), signed, published, row["by"]]
         table.add_row(*map(Text, cells), style={"live": "bold green", "candidate": "yellow"}.get(row["state"]))
     console(200).print(table)
 

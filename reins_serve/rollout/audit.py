@@ -8,7 +8,7 @@ from reins_serve.errors import StorageError
 from reins_serve.rollout.document import Digest, Document, Moment, Text
 from reins_serve.rollout.files import Files
 
-Action = Literal["publish", "promote", "canary", "withdraw", "rollback", "collect", "collected"]
+Action = Literal["publish", "sign", "promote", "canary", "withdraw", "rollback", "collect", "collected"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +21,12 @@ class Event(Document):
     Attributes:
         at: Of changes of the pointer: its `updated`.
         by, why: Who did it and the reason given.
-        before, after: Digest that was live (of `canary`, `withdraw`: candidate) before and after; of `publish`: after alone.
+        before, after: Digest that was live (of `canary`, `withdraw`: candidate) before and after; of `publish` and `sign`: after
+            alone.
         fraction: Share of generations that went to the candidate from then on.
         generation: The pointer's, after a change of it.
-        number: The version's display number, of `publish`.
+        number: The version's display number, of `publish` and `sign`.
+        key: The public key of the signature that was added, of `sign`.
         override: Why a failed or missing gate was passed over.
         removed: Digests whose files `collect` removed.
     """
@@ -39,6 +41,7 @@ class Event(Document):
     fraction: float = 0.0
     generation: int | None = None
     number: int | None = None
+    key: str | None = None
     override: Text | None = None
     removed: tuple[Digest, ...] = ()
 

@@ -8,6 +8,7 @@ serves: that is the acknowledgement.
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 from reins_serve.errors import ConflictError, ReinsError
 from reins_serve.rollout.audit import Event
 from reins_serve.rollout.pointer import Pointer
+from reins_serve.rollout.signatures import Trust, short
 from reins_serve.rollout.snapshot import Report, Snapshot, Staged, read_snapshot
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.rollout.versions import Version
+from reins_serve.steering.direction import Direction
 
 HOLD_S = 20.0  # a poll is answered after this time at the latest
 LOOK_S = 2.0  # how often storage is looked at for what others have changed
@@ -38,7 +41,7 @@ class _Model:
 
     def show(self, snapshot: Snapshot) -> None:
         """Answer every poll that waits."""
-        self.error = None
+        self.error = snapshot.error
         if snapshot is not self.snapshot:
             self.snapshot = snapshot
             self.changed.set()
@@ -50,6 +53,9 @@ class DirectionRegistry:
 
     Changes are safe to send again, as Ray does after a crash: a version is known by its digest, and a move of the pointer names
     the generation that it was decided on.
+
+    It holds to the public keys in its own environment, or else to those of whoever asks, or else to those of the replicas that
+    poll; replicas check again for themselves.
     """
 
     def __init__(self, url: str) -> None:
@@ -57,14 +63,26 @@ class DirectionRegistry:
         self._store = DirectionStore(url)
         self._models: dict[str, _Model] = {}
         self._turns: dict[str, asyncio.Lock] = {}
+        self._trusted: dict[str, dict[str, float]] = {}
         self._looking: asyncio.Task[None] | None = None
 
     async def url(self) -> str:
         """Where the store is."""
         return self._url
 
-    async def wait(self, model: str, known: int, report: Report | None = None, hold_s: float = HOLD_S) -> Snapshot:
-        """What serves, as soon as that is not generation `known`, or after `hold_s`. Raises StorageError."""
+    async def wait(
+        self,
+        model: str,
+        known: int,
+        report: Report | None = None,
+        hold_s: float = HOLD_S,
+        trusted: Sequence[str] = (),
+    ) -> Snapshot:
+        """What serves, as soon as that is not generation `known`, or after `hold_s`. Raises StorageError, SignatureError."""
+        before = self._trust(model)
+        self._trusted.setdefault(model, {}).update(dict.fromkeys(trusted, time.time()))
+        if model in self._models and self._trust(model) != before:
+            await self._refresh(model)
         entry = await self._entry(model)
         if report is not None:
             entry.reports[report.replica] = report, time.time()
@@ -78,25 +96,39 @@ class DirectionRegistry:
         """The pointer as storage has it."""
         return await asyncio.to_thread(self._store.find, model)
 
-    async def publish(self, data: bytes, said: dict[str, Any]) -> Version:
+    async def publish(self, data: bytes, said: dict[str, Any], trusted: Sequence[str] = ()) -> Version:
         """Store a version; see DirectionStore.publish."""
-        return await asyncio.to_thread(lambda: self._store.publish(data, **said))
 
-    async def promote(self, model: str, version: str, generation: int, said: dict[str, Any]) -> Pointer:
+        def publish() -> Version:
+            return self._trusting(Direction.parse(data).model, trusted).publish(data, **said)
+
+        return await asyncio.to_thread(publish)
+
+    async def promote(
+        self, model: str, version: str, generation: int, said: dict[str, Any], trusted: Sequence[str] = ()
+    ) -> Pointer:
         """Make a version live; see DirectionStore.promote."""
-        return await self._move("promote", model, generation, said, version)
+        return await self._move("promote", model, generation, said, trusted, version)
 
-    async def canary(self, model: str, version: str, fraction: float, generation: int, said: dict[str, Any]) -> Pointer:
+    async def canary(
+        self,
+        model: str,
+        version: str,
+        fraction: float,
+        generation: int,
+        said: dict[str, Any],
+        trusted: Sequence[str] = (),
+    ) -> Pointer:
         """Give a version a share; see DirectionStore.canary."""
-        return await self._move("canary", model, generation, said, version, fraction)
+        return await self._move("canary", model, generation, said, trusted, version, fraction)
 
-    async def withdraw(self, model: str, generation: int, said: dict[str, Any]) -> Pointer:
+    async def withdraw(self, model: str, generation: int, said: dict[str, Any], trusted: Sequence[str] = ()) -> Pointer:
         """End a canary; see DirectionStore.withdraw."""
-        return await self._move("withdraw", model, generation, said)
+        return await self._move("withdraw", model, generation, said, trusted)
 
-    async def rollback(self, model: str, generation: int, said: dict[str, Any]) -> Pointer:
+    async def rollback(self, model: str, generation: int, said: dict[str, Any], trusted: Sequence[str] = ()) -> Pointer:
         """Go back to the version before; see DirectionStore.rollback."""
-        return await self._move("rollback", model, generation, said)
+        return await self._move("rollback", model, generation, said, trusted)
 
     async def history(self, model: str) -> list[Event]:
         """Everything that happened; see DirectionStore.history."""
@@ -114,6 +146,7 @@ class DirectionRegistry:
             "candidate": _named(snapshot.candidate),
             "fraction": snapshot.fraction,
             "error": entry.error,
+            "trusted_keys": sorted(map(short, self._trust(model).keys)),
             "replicas": [asdict(report) | {"asked": asked} for report, asked in entry.reports.values()],
         }
 
@@ -126,8 +159,10 @@ class DirectionRegistry:
                     self._models[model] = _Model(await asyncio.to_thread(self._read, model, None))
         return self._models[model]
 
-    async def _move(self, action: str, model: str, generation: int, said: dict[str, Any], *arguments: Any) -> Pointer:
-        move = getattr(self._store, action)
+    async def _move(
+        self, action: str, model: str, generation: int, said: dict[str, Any], trusted: Sequence[str], *arguments: Any
+    ) -> Pointer:
+        move = getattr(self._trusting(model, trusted), action)
 
         def moved() -> Pointer:
             try:
@@ -179,10 +214,20 @@ class DirectionRegistry:
                 entry.error = type(error).__name__
 
     def _read(self, model: str, known: Snapshot | None) -> Snapshot:
-        snapshot = read_snapshot(self._store, model, known)
+        snapshot = read_snapshot(self._trusting(model), model, known)
         if snapshot is known:
             return snapshot
         return replace(snapshot, live=_shared(snapshot.live), candidate=_shared(snapshot.candidate))
+
+    def _trust(self, model: str) -> Trust:
+        """The keys of this process, or else those of the replicas of a model that have polled lately."""
+        recent, said = time.time() - FORGOTTEN_S, self._trusted.get(model, {})
+        return self._store.trust or Trust(frozenset(key for key, at in list(said.items()) if at > recent))
+
+    def _trusting(self, model: str, trusted: Sequence[str] = ()) -> DirectionStore:
+        """The store as somebody with these keys sees it."""
+        asking = Trust(frozenset(trusted))
+        return self._store.trusting(self._store.trust or asking or self._trust(model))
 
     def _turn(self, model: str) -> asyncio.Lock:
         return self._turns.setdefault(model, asyncio.Lock())

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from reins_serve.errors import DirectionError, RegistryUnavailable, ReinsError, SteeringUnavailable
 from reins_serve.rollout.meters import Meters
+from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.snapshot import Report, Snapshot
 from reins_serve.rollout.source import Source, StoreAddress
 from reins_serve.steering.direction import Direction
@@ -41,6 +42,7 @@ class Watcher:
     Args:
         fixed: Directions by other names, which stand beside them unchanged.
         replica: A name for the registry's status; None gives one. An empty one is not reported.
+        trust: Public keys of which one must have signed a version, whatever the registry says of it.
 
     Attributes:
         snapshot: What is served.
@@ -55,12 +57,14 @@ class Watcher:
         model: str,
         fixed: Mapping[str, Direction] = MappingProxyType({}),
         replica: str | None = None,
+        trust: Trust = Trust(),
     ) -> None:
         if {LIVE, CANDIDATE} & set(fixed):
             raise ReinsError(f"{LIVE} and {CANDIDATE} come from the store; give other directions other names.")
         self._model = model
         self._fixed = dict(fixed)
-        self._source = Source(StoreAddress.parse(address), model)
+        self._trust = trust
+        self._source = Source(StoreAddress.parse(address), model, trust)
         self._meters = Meters(model)
         self._known = 0
         self._since = time.time()
@@ -129,11 +133,11 @@ class Watcher:
 
     def _fetched(self, snapshot: Snapshot) -> tuple[dict[str, Direction], str | None]:
         """The snapshot's directions by name, and what is wrong with the candidate if it must be left out."""
-        directions = {} if snapshot.live is None else {LIVE: snapshot.live.direction(self._model)}
+        directions = {} if snapshot.live is None else {LIVE: snapshot.live.direction(self._model, self._trust)}
         if snapshot.candidate is None:
-            return directions, None
+            return directions, snapshot.error
         try:
-            candidate = snapshot.candidate.direction(self._model)
+            candidate = snapshot.candidate.direction(self._model, self._trust)
         except ReinsError as error:
             return directions, str(error)
         return {**directions, CANDIDATE: candidate}, None

@@ -16,6 +16,7 @@ from reins_serve.models import catalog
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.options import LoadingOptions
 from reins_serve.models.spec import SPECS, DenoiserSpec
+from reins_serve.rollout.signatures import read_key
 from reins_serve.rollout.source import SCHEME, absolute
 from reins_serve.steering.policy import CANDIDATE, LIVE, SteeringPolicy
 
@@ -37,6 +38,8 @@ class ModelConfig(_Strict):
             path is looked up in the working directory, then beside the installed package (see `find_file`).
         store: Folder or fsspec URL of the store of directions from which `live` comes instead, and a canary's candidate: what
             `reins-serve directions` or the API promotes there is taken up while the model serves.
+        trusted_keys: Public keys (`ed25519:HEX`, or paths of PEM files) of which one must have signed every direction of this
+            model, from a file or from the store. Empty: those in the environment variable REINS_TRUSTED_KEYS, if any.
         policy: What a request may ask for, and the operator's floor.
         entry: A catalogue entry of your own, of the same name, for a checkpoint that the catalogue does not have.
         specs: Entries of SPECS, by class name, for denoisers that steering does not know.
@@ -54,6 +57,7 @@ class ModelConfig(_Strict):
     name: str
     directions: dict[str, str] = Field(default_factory=dict)
     store: str | None = Field(None, min_length=1)
+    trusted_keys: tuple[str, ...] = ()
     policy: SteeringPolicy = SteeringPolicy()
     entry: CatalogEntry | None = None
     specs: dict[str, DenoiserSpec] = Field(default_factory=dict)
@@ -210,16 +214,18 @@ def find_file(path: str) -> Path:
 
 
 def resolved(config: ApplicationConfig) -> ApplicationConfig:
-    """The same configuration with absolute paths, so that no later process depends on its working directory.
+    """The same configuration with absolute paths and keys themselves, so that no later process depends on its working directory.
 
     Raises:
         DirectionError: a direction file is not where the configuration says.
+        ReinsError: a trusted key is none.
     """
     models = tuple(
         model.model_copy(
             update={
                 "directions": {name: str(find_file(path)) for name, path in model.directions.items()},
                 "store": None if model.store is None else absolute(model.store),
+                "trusted_keys": tuple(map(read_key, model.trusted_keys)),
             }
         )
         for model in config.models

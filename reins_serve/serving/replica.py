@@ -68,7 +68,11 @@ class VideoReplica:
         self._entry = config.catalog_entry()
         self._pipeline = loading.load(self._entry, config.loading, task=config.task)
         self._steering = plugin.attach(
-            self._pipeline, model=config.name, directions=config.sources, policy=config.policy
+            self._pipeline,
+            model=config.name,
+            directions=config.sources,
+            policy=config.policy,
+            trusted_keys=config.trusted_keys,
         )
         accelerate(self._pipeline, config.loading)
         confirm(self._steering, self._entry)

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.plugin import load_directions, store_of
+from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.watcher import Watcher
 from reins_serve.serving.config import ModelConfig
 from reins_serve.steering.direction import Direction
@@ -43,15 +44,16 @@ def serve_model(config: ModelConfig) -> ServedModel:
 
     Raises:
         ReinsError: the catalogue has no such model (`model_not_found`).
-        DirectionError: a direction file is missing, malformed, or made for another model.
+        DirectionError: a direction file is missing, malformed, made for another model, or not signed by a trusted key.
         PolicyError, SteeringUnavailable: the policy cannot be carried out with these directions, or the store has no valid
             live one.
     """
     entry = config.catalog_entry()
-    directions = load_directions(config.directions)
+    trust = Trust.of(config.trusted_keys)
+    directions = load_directions(config.directions, trust)
     address, watcher = store_of(config.sources), None
     if address is not None:
-        watcher = Watcher(address, config.name, directions, replica="")
+        watcher = Watcher(address, config.name, directions, replica="", trust=trust)
         first, _ = watcher.first(config.policy.required)
         directions = {**directions, **first}
     check_policy(config.policy, directions)
