@@ -1,8 +1,6 @@
 """`reins-serve directions`: what a direction file says, which versions a store holds, and which of them is live."""
 
-import getpass
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,40 +10,22 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from reins_serve import cli_signatures
+from reins_serve import cli_moves, cli_signatures
+from reins_serve.cli_moves import STORE, Model, Store, Who, Why
 from reins_serve.console import console
 from reins_serve.errors import ReinsError
 from reins_serve.rollout.compare import changes, cosines
 from reins_serve.rollout.overview import gates_of, overview, signers_of
-from reins_serve.rollout.pointer import Pointer
 from reins_serve.rollout.signatures import Signature, Trust, load_signature, short, signatures_beside
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_show_locals=False)
+app.add_typer(cli_moves.app)
 app.add_typer(cli_signatures.app)
 
-
-def user() -> str:
-    """The name that is recorded where none is given."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
-
-
-STORE = "Folder or fsspec URL (s3://bucket/prefix) of the store."
-Store = Annotated[str, typer.Option("--store", envvar="REINS_STORE", help=STORE)]
 AnyStore = Annotated[str | None, typer.Option("--store", envvar="REINS_STORE", help=STORE)]
 File = Annotated[str, typer.Argument(help="Direction file; with --store also MODEL@VERSION, such as embedded@live.")]
-Model = Annotated[str, typer.Argument(help="Name of the model in the store.")]
-Chosen = Annotated[str, typer.Argument(help="Number, beginning of the digest, live or candidate.")]
-Who = Annotated[
-    str, typer.Option("--who", default_factory=user, help="Who does it, for the record; default: the user's name.")
-]
-Why = Annotated[str, typer.Option("--why", help="Why, for the record.")]
-Override = Annotated[str | None, typer.Option("--override", help="Reason to pass over a failed or missing gate.")]
-Generation = Annotated[int | None, typer.Option("--generation", help="Do it only if the pointer is still at this one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -138,41 +118,6 @@ def publish(
 
 
 @app.command()
-def promote(
-    model: Model, version: Chosen, store: Store, why: Why, who: Who, override: Override = None,
-    generation: Generation = None,
-) -> None:  # fmt: skip
-    """Make a version live for all generations, and end a canary."""
-    opened = DirectionStore(store)
-    _tell(opened, opened.promote(model, version, who=who, why=why, override=override, generation=generation))
-
-
-@app.command()
-def canary(
-    model: Model, version: Chosen, fraction: Annotated[str, typer.Argument(help="Share of the generations: 10% or 0.1.")],
-    store: Store, why: Why, who: Who, override: Override = None, generation: Generation = None,
-) -> None:  # fmt: skip
-    """Give a version a share of the generations, beside the live one."""
-    opened = DirectionStore(store)
-    share = _share(fraction)
-    _tell(opened, opened.canary(model, version, share, who=who, why=why, override=override, generation=generation))
-
-
-@app.command()
-def withdraw(model: Model, store: Store, why: Why, who: Who, generation: Generation = None) -> None:
-    """End a canary; what is live stays."""
-    opened = DirectionStore(store)
-    _tell(opened, opened.withdraw(model, who=who, why=why, generation=generation))
-
-
-@app.command()
-def rollback(model: Model, store: Store, why: Why, who: Who, generation: Generation = None) -> None:
-    """Go back to the version that was live before, and end a canary."""
-    opened = DirectionStore(store)
-    _tell(opened, opened.rollback(model, who=who, why=why, generation=generation))
-
-
-@app.command()
 def history(model: Model, store: Store, as_json: AsJson = False) -> None:
     """Print the audit log, oldest first: who did what, when and why, from which version to which."""
     opened = DirectionStore(store)
@@ -184,7 +129,7 @@ def history(model: Model, store: Store, as_json: AsJson = False) -> None:
     table = Table("when (UTC)", "what", "from", "to", "share", "generation", "who", "why", "override", "key")
     for event in events:
         before, after = (numbers.get(digest, digest[:12]) if digest else "" for digest in (event.before, event.after))
-        share = f"{event.fraction:.0%}" if event.fraction else ""
+        share = f"{event.fraction:.0%}{', auto' if event.auto else ''}" if event.fraction else ""
         cells = (f"{event.at:%Y-%m-%d %H:%M:%S}", event.action, before, after, share, str(event.generation or ""), event.by,
                  event.why, event.override or "", short(event.key or ""))  # fmt: skip
         table.add_row(*map(Text, cells))
@@ -227,6 +172,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     )
     for row in rows:
         state = row["state"] if row["fraction"] is None else f"{row['state']} {row['fraction']:.4g}"
+        state += ", auto" if row["auto"] else ""
         since, published = ((row[key] or "")[:19].replace("T", " ") for key in ("since", "published"))
         cells = [row["model"], f"v{row['number']}", row["sha256"][:12], state, since, row.get("steers", "")]
         signed = ", ".join(row["signed_by"]) + (" (not trusted)" if row["trusted"] is False else "")
@@ -240,20 +186,3 @@ def _verdict(row: dict[str, Any]) -> str:
         return "file missing or damaged"
     failed = ", ".join(row["gates_failed"])
     return f"failed: {failed}" if failed else f"{row['gates']} passed" if row["gates"] else "none was run"
-
-
-def _share(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(%?)", text.strip())
-    if match is None:
-        raise ReinsError(f"The share {text!r} is neither a percentage, such as 10%, nor a fraction, such as 0.1.")
-    return float(match[1]) / (100 if match[2] else 1)
-
-
-def _tell(store: DirectionStore, pointer: Pointer) -> None:
-    """Say what serves now."""
-    live, candidate = (
-        digest and f"v{store.resolve(pointer.model, digest).number} ({digest[:12]})"
-        for digest in (pointer.live, pointer.candidate)
-    )
-    beside = f", candidate {candidate} for {pointer.fraction:.4g} of the generations" if candidate else ""
-    print(f"{pointer.model} generation {pointer.generation}: live {live}{beside}")

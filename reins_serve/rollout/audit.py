@@ -7,6 +7,7 @@ from typing import Literal
 from reins_serve.errors import StorageError
 from reins_serve.rollout.document import Digest, Document, Moment, Text
 from reins_serve.rollout.files import Files
+from reins_serve.rollout.limits import CanaryLimits
 
 Action = Literal["publish", "sign", "promote", "canary", "withdraw", "rollback", "collect", "collected"]
 
@@ -28,6 +29,7 @@ class Event(Document):
         number: The version's display number, of `publish` and `sign`.
         key: The public key of the signature that was added, of `sign`.
         override: Why a failed or missing gate was passed over.
+        auto: The limits by which a canary was to end by itself.
         removed: Digests whose files `collect` removed.
     """
 
@@ -43,6 +45,7 @@ class Event(Document):
     number: int | None = None
     key: str | None = None
     override: Text | None = None
+    auto: CanaryLimits | None = None
     removed: tuple[Digest, ...] = ()
 
     @property

@@ -47,6 +47,7 @@ def _row(store: DirectionStore, version: Version, pointer: Pointer | None, since
     row = version.model_dump(mode="json", exclude={"format"}) | {
         "state": "live" if live else "candidate" if candidate else "",
         "fraction": pointer.fraction if pointer and candidate else None,
+        "auto": pointer.auto.model_dump(mode="json") if pointer and candidate and pointer.auto else None,
         "since": None if since is None else since.isoformat(),
         **signers_of(version.sha256, store.signatures(version.model, version.sha256), store.trust),
     }

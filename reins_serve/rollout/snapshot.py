@@ -1,14 +1,17 @@
 """What the registry hands to a replica: which versions serve, with their bytes; and what a replica answers."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from reins_serve.errors import DirectionError, SignatureError
+from reins_serve.rollout.limits import Automatic
 from reins_serve.rollout.signatures import Signature, Trust
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction
+from reins_serve.steering.outcomes import Outcome
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Snapshot:
         updated: When the pointer was moved.
         signed: Names of the signatures on storage; None where no keys were trusted when it was read.
         error: Why the candidate that the pointer names was left out.
+        epoch: The generation that made this arrangement; outcomes are counted from there.
+        auto: How the canary ends by itself.
     """
 
     model: str
@@ -62,6 +67,8 @@ class Snapshot:
     updated: datetime | None = None
     signed: frozenset[str] | None = None
     error: str | None = None
+    epoch: int = 0
+    auto: Automatic | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class Report:
         generation, live, candidate: The pointer's generation that it serves, and the digests.
         since: Unix time of its last swap.
         error: Why it does not serve what it was told to.
+        epoch, outcomes: What it has counted by version since that generation, all of it each time.
     """
 
     replica: str
@@ -81,6 +89,8 @@ class Report:
     candidate: str | None
     since: float
     error: str | None = None
+    epoch: int = 0
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
 
 def read_snapshot(store: DirectionStore, model: str, known: Snapshot | None = None) -> Snapshot:
@@ -115,4 +125,15 @@ def read_snapshot(store: DirectionStore, model: str, known: Snapshot | None = No
     except SignatureError as refused:
         error = str(refused)
     fraction = pointer.fraction if candidate is not None else 0.0
-    return Snapshot(model, pointer.generation, live, candidate, fraction, pointer.updated, signed, error)
+    return Snapshot(
+        model,
+        pointer.generation,
+        live,
+        candidate,
+        fraction,
+        pointer.updated,
+        signed,
+        error,
+        pointer.epoch or pointer.generation,
+        pointer.auto,
+    )

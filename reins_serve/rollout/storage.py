@@ -9,7 +9,7 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -18,6 +18,7 @@ from reins_serve.rollout import collection
 from reins_serve.rollout.audit import AuditLog, Event
 from reins_serve.rollout.document import MODEL_PATTERN, require_said
 from reins_serve.rollout.files import open_files
+from reins_serve.rollout.limits import Automatic, CanaryLimits
 from reins_serve.rollout.pointer import PREVIOUS, Found, Pointer, Pointers
 from reins_serve.rollout.signatures import Signature, Trust, read_signature
 from reins_serve.rollout.versions import Version, Versions, check_servable
@@ -178,9 +179,16 @@ class DirectionStore:
         who: str,
         why: str,
         override: str | None = None,
+        auto: CanaryLimits | Mapping[str, Any] | None = None,
         generation: int | None = None,
     ) -> Pointer:
-        """Give a version a share of the generations, above 0 and below 1, beside the live one. Raises as `promote` does."""
+        """Give a version a share of the generations, above 0 and below 1, beside the live one. Raises as `promote` does.
+
+        Args:
+            auto: CanaryLimits by which the cluster's registry ends the canary: it promotes the version, or withdraws it. The reason
+                given in `override`, if any, then holds for that promotion too.
+        """
+        limits = None if auto is None else CanaryLimits.of(auto)
         if not 0 < fraction < 1:
             raise ReinsError(
                 f"The fraction of a canary lies above 0 and below 1, such as 0.1; it is {fraction}. Promote for all.",
@@ -199,10 +207,12 @@ class DirectionStore:
                 f"Versions {live.number} (live) and {chosen.number} of {model} belong to different weights: no replica can carry "
                 "both. Promote instead, together with the weights."
             )
-        if (current.candidate, current.fraction) == (chosen.sha256, fraction):
+        declared = None if current.auto is None else current.auto.limits
+        if (current.candidate, current.fraction, declared) == (chosen.sha256, fraction, limits):
             return current
+        automatic = None if limits is None else Automatic.of(limits, override)
         return self._pointers.move(
-            model, found, "canary", who, why, override, candidate=chosen.sha256, fraction=fraction
+            model, found, "canary", who, why, override, candidate=chosen.sha256, fraction=fraction, auto=automatic
         )
 
     def withdraw(self, model: str, *, who: str, why: str, generation: int | None = None) -> Pointer:

@@ -22,6 +22,7 @@ from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.snapshot import Report, Snapshot
 from reins_serve.rollout.source import Source, StoreAddress
 from reins_serve.steering.direction import Direction
+from reins_serve.steering.outcomes import Outcomes
 from reins_serve.steering.policy import CANDIDATE, LIVE
 
 RETRY_S, LONGEST_RETRY_S = 0.2, 5.0
@@ -30,9 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 class Target(Protocol):
-    """What takes up directions, such as a SteeringMiddleware."""
+    """What takes up directions, such as a SteeringMiddleware, and counts what becomes of them, if it generates."""
 
-    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0) -> None:
+    @property
+    def outcomes(self) -> Outcomes | None: ...
+
+    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0, epoch: int = 0) -> None:
         """Check and take them up. Raises ReinsError, and then keeps what it had."""
 
 
@@ -114,7 +118,7 @@ class Watcher:
         """Fetch, check and swap. What is refused leaves everything as it is. Raises RayError if the bytes cannot be fetched."""
         try:
             directions, error = self._fetched(snapshot)
-            target.swap({**self._fixed, **directions}, self._share(directions, snapshot))
+            target.swap({**self._fixed, **directions}, self._share(directions, snapshot), snapshot.epoch)
         except ReinsError as refused:
             self.refused += 1
             self.error, self._known = str(refused), snapshot.generation
@@ -151,9 +155,10 @@ class Watcher:
         self.numbers |= {one.sha256: one.number for one in (snapshot.live, snapshot.candidate) if one is not None}
         self._known, self._since = snapshot.generation, time.time()
 
-    def _report(self) -> Report | None:
+    def _report(self, target: Target | None) -> Report | None:
         if not self.replica:
             return None
+        outcomes = None if target is None else target.outcomes
         live, candidate = self.snapshot.live, self.snapshot.candidate
         return Report(
             self.replica,
@@ -162,13 +167,15 @@ class Watcher:
             candidate.sha256 if candidate is not None else None,
             self._since,
             self.error,
+            *((outcomes.epoch, outcomes.counts()) if outcomes is not None else ()),
         )
 
     def _run(self, target: "weakref.ref[Target]") -> None:
         pause = RETRY_S
         while not self._stop.is_set() and target() is not None:
             try:
-                snapshot, down = self._next(), not self.registry_up
+                snapshot = self._next(self._report(target()))
+                down = not self.registry_up
                 found = target()
                 if found is None or self._stop.is_set():
                     return
@@ -183,10 +190,10 @@ class Watcher:
             if down:
                 self._stop.wait(pause * random.uniform(0.5, 1))
 
-    def _next(self) -> Snapshot:
+    def _next(self, report: Report | None) -> Snapshot:
         was_up = self.registry_up
         try:
-            snapshot = self._source.next(self._known, self._report())
+            snapshot = self._source.next(self._known, report)
         except RegistryUnavailable as error:
             if was_up:
                 logger.warning("generation %d of %s serves on: %s", self.snapshot.generation, self._model, error)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reins_serve.calibration.sampling import SamplingConfig
+from reins_serve.calibration.sampling import JudgingConfig, SamplingConfig
 from reins_serve.errors import DirectionError, ReinsError
 from reins_serve.models import catalog
 from reins_serve.models.catalog import CatalogEntry
@@ -46,6 +46,7 @@ class ModelConfig(_Strict):
         task: What it makes, one of its entry's tasks; None: the first.
         loading: How its checkpoint is loaded and accelerated.
         sampling: What a replica stores of live traffic for the next recalibration; None: nothing.
+        judging: Which of its clips a judge looks at, to compare the versions of a canary; None: none.
         torch_threads: Threads of one replica's arithmetic on the CPU; None leaves torch's own choice.
         num_cpus, num_gpus: What Ray reserves for one replica.
         max_batch_size: Most requests of equal shape, steps and guidance that share one pipeline call.
@@ -64,6 +65,7 @@ class ModelConfig(_Strict):
     task: str | None = None
     loading: LoadingOptions = LoadingOptions()
     sampling: SamplingConfig | None = None
+    judging: JudgingConfig | None = None
     torch_threads: int | None = Field(None, ge=1)
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1, ge=0)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
 from reins_serve.rollout.document import MAX_TEXT
+from reins_serve.rollout.limits import CanaryLimits
 from reins_serve.rollout.pointer import Pointer
 from reins_serve.rollout.versions import Version
 from reins_serve.serving.admission import limited
@@ -52,9 +53,10 @@ class Promote(Back):
 
 
 class Canary(Promote):
-    """`fraction` is the share of the generations."""
+    """`fraction` is the share of the generations; `auto` has the limits by which the canary ends by itself."""
 
     fraction: float = Field(gt=0, lt=1, allow_inf_nan=False)
+    auto: CanaryLimits | None = None
 
 
 class DirectionList(BaseModel):
@@ -109,7 +111,7 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
     @app.post("/v1/directions/{model}/canary", **asks)
     async def canary_direction(model: str, body: Canary) -> Pointer:
         """Give a version a share of the generations, beside the live one."""
-        said = body.model_dump(exclude={"version", "fraction"})
+        said = body.model_dump(exclude={"version", "fraction", "auto"}) | {"auto": body.auto}
         return await directions.move("canary", model, said, body.version, body.fraction)
 
     @app.post("/v1/directions/{model}/withdraw", **asks)

@@ -81,6 +81,11 @@ class VideoReplica:
             from reins_serve.calibration.live import LiveSampler  # with Parquet: only where traffic is sampled
 
             self._sampler = LiveSampler(config.sampling, self._entry, self._steering)
+        self._outputs: Any = None
+        if config.judging is not None:
+            from reins_serve.calibration.outputs import OutputJudge
+
+            self._outputs = OutputJudge(config.judging)
         self._unproved = 0
         self._metrics = InnerMetrics(config.name)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="reins-encoder")
@@ -156,6 +161,8 @@ class VideoReplica:
         self._metrics.stage("generate", seconds)
         for ticket, clip_frames, record in zip(batch.tickets, frames, records, strict=True):
             self._encoder.submit(self._deliver, ticket, clip_frames, record, seconds, len(rows))
+        if self._outputs is not None:
+            self._outputs.offer(generation, [row.clip for row in rows], frames)
         if self._sampler is not None:
             self._sampler.offer([row.clip for row in rows])
             self._sampler.run(busy=lambda: self._batcher.waiting > 0)

@@ -18,7 +18,10 @@ class ServedModel:
     Attributes:
         directions: By the configuration's names, and as the store has it now where there is one.
         watcher: What follows the store; None where all directions are files.
+        outcomes: None, because the gateway generates nothing.
     """
+
+    outcomes = None
 
     def __init__(
         self, config: ModelConfig, entry: CatalogEntry, directions: Mapping[str, Direction], watcher: Watcher | None
@@ -28,7 +31,7 @@ class ServedModel:
         self.directions = directions
         self.watcher = watcher
 
-    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0) -> None:
+    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0, epoch: int = 0) -> None:
         """Take up other directions. Raises PolicyError, SteeringUnavailable."""
         check_policy(self.config.policy, directions)
         self.directions = MappingProxyType(dict(directions))
