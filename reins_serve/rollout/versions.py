@@ -7,6 +7,8 @@ from reins_serve.errors import DirectionError, StorageError
 from reins_serve.rollout.document import Digest, Document, ModelName, Moment, Text, now
 from reins_serve.rollout.files import Files
 from reins_serve.rollout.files.base import tag_of
+from reins_serve.rollout.signatures import Signature
+from reins_serve.rollout.signed import SignedFiles
 from reins_serve.steering.direction import Direction
 
 SHORTEST_PREFIX = 6
@@ -28,20 +30,29 @@ class Version(Document):
 
 
 class Versions:
-    """The files below `{model}/versions`, `{model}/reports` and `{model}/numbers`.
+    """The files below `{model}/versions`, `{model}/reports`, `{model}/signatures` and `{model}/numbers`.
 
-    A version is written in the order file, report, number: what has a number is whole. A number is taken by creating its
+    A version is written in the order file, report, signature, number: what has a number is whole. A number is taken by creating its
     document where none exists, so that of two publishers who want it one goes on to the next.
     """
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self.signed = SignedFiles(files)
 
     def file(self, model: str, sha256: str) -> str:
         """The full name of a version's file."""
         return self._files.where(_file(model, sha256))
 
-    def add(self, direction: Direction, report: bytes | None, by: str, why: str, new_base: bool) -> Version:
+    def add(
+        self,
+        direction: Direction,
+        report: bytes | None,
+        signature: Signature | None,
+        by: str,
+        why: str,
+        new_base: bool,
+    ) -> Version:
         """Store a direction and give it a number; one that has a number keeps it, and its file is made whole again.
 
         Raises:
@@ -59,6 +70,8 @@ class Versions:
                     f"{fingerprint}, not {known[-1].fingerprint}). Refit it, or say that the base model is new (--new-base)."
                 )
             self._write(direction, report)
+            if signature is not None:
+                self.signed.add(model, signature, by, why)
             if same is not None:
                 return same
             version = Version(

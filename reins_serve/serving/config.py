@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from reins_serve.calibration.sampling import SamplingConfig
+from reins_serve.calibration.sampling import JudgingConfig, SamplingConfig
 from reins_serve.content_credentials import CredentialsConfig
 from reins_serve.errors import DirectionError, ReinsError
 from reins_serve.models import catalog
@@ -20,6 +20,7 @@ from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.options import LoadingOptions
 from reins_serve.models.spec import SPECS, DenoiserSpec
 from reins_serve.provenance import Private
+from reins_serve.rollout.signatures import read_key
 from reins_serve.rollout.source import SCHEME, absolute
 from reins_serve.serving.jobs import RETENTION_S
 from reins_serve.steering.policy import CANDIDATE, LIVE, SteeringPolicy
@@ -73,12 +74,15 @@ class ModelConfig(_Strict):
             path is looked up in the working directory, then beside the installed package (see `find_file`).
         store: Folder or fsspec URL of the store of directions from which `live` comes instead, and a canary's candidate: what
             `reins-serve directions` or the API promotes there is taken up while the model serves.
+        trusted_keys: Public keys (`ed25519:HEX`, or paths of PEM files) of which one must have signed every direction of this
+            model, from a file or from the store. Empty: those in the environment variable REINS_TRUSTED_KEYS, if any.
         policy: What a request may ask for, and the operator's floor.
         entry: A catalogue entry of your own, of the same name, for a checkpoint that the catalogue does not have.
         specs: Entries of SPECS, by class name, for denoisers that steering does not know.
         task: What it makes, one of its entry's tasks; None: the first.
         loading: How its checkpoint is loaded and accelerated.
         sampling: What a replica stores of live traffic for the next recalibration; None: nothing.
+        judging: Which of its clips a judge looks at, to compare the versions of a canary; None: none.
         torch_threads: Threads of one replica's arithmetic on the CPU; None leaves torch's own choice.
         num_replicas: How many replicas there always are, where `autoscaling` is not given.
         num_cpus, num_gpus: What Ray reserves for one replica.
@@ -94,12 +98,14 @@ class ModelConfig(_Strict):
     name: str
     directions: dict[str, str] = Field(default_factory=dict)
     store: str | None = Field(None, min_length=1)
+    trusted_keys: tuple[str, ...] = ()
     policy: SteeringPolicy = SteeringPolicy()
     entry: CatalogEntry | None = None
     specs: dict[str, DenoiserSpec] = Field(default_factory=dict)
     task: str | None = None
     loading: LoadingOptions = LoadingOptions()
     sampling: SamplingConfig | None = None
+    judging: JudgingConfig | None = None
     torch_threads: int | None = Field(None, ge=1)
     num_replicas: int = Field(1, ge=1)
     autoscaling: Autoscaling | None = None
@@ -355,16 +361,18 @@ def find_file(path: str) -> Path:
 
 
 def resolved(config: ApplicationConfig) -> ApplicationConfig:
-    """The same configuration with absolute paths, so that no later process depends on its working directory.
+    """The same configuration with absolute paths and keys themselves, so that no later process depends on its working directory.
 
     Raises:
         DirectionError: a direction file is not where the configuration says.
+        ReinsError: a trusted key is none.
     """
     models = tuple(
         model.model_copy(
             update={
                 "directions": {name: str(find_file(path)) for name, path in model.directions.items()},
                 "store": None if model.store is None else absolute(model.store),
+                "trusted_keys": tuple(map(read_key, model.trusted_keys)),
             }
         )
         for model in config.models

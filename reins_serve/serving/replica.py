@@ -85,7 +85,11 @@ class VideoReplica:
         self._entry = config.catalog_entry()
         self._pipeline = loading.load(self._entry, config.loading, task=config.task)
         self._steering = plugin.attach(
-            self._pipeline, model=config.name, directions=config.sources, policy=config.policy
+            self._pipeline,
+            model=config.name,
+            directions=config.sources,
+            policy=config.policy,
+            trusted_keys=config.trusted_keys,
         )
         accelerate(self._pipeline, config.loading)
         confirm(self._steering, self._entry)
@@ -95,6 +99,11 @@ class VideoReplica:
 
             self._sampler = LiveSampler(config.sampling, self._entry, self._steering)
         self._unproved = self._starved = 0
+        self._outputs: Any = None
+        if config.judging is not None:
+            from reins_serve.calibration.outputs import OutputJudge
+
+            self._outputs = OutputJudge(config.judging)
         self._metrics = InnerMetrics(config.name)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="reins-encoder")
         self._batcher: Batcher[_Row] = Batcher(self._run, config.max_batch_size, config.max_batch_wait_ms / 1000)
@@ -191,6 +200,8 @@ class VideoReplica:
         self._metrics.stage("generate", seconds)
         for ticket, clip_frames, record in zip(batch.tickets, frames, records, strict=True):
             self._encoder.submit(self._deliver, ticket, clip_frames, record, seconds, len(rows))
+        if self._outputs is not None:
+            self._outputs.offer(generation, [row.clip for row in rows], frames)
         if self._sampler is not None:
             self._sampler.offer([row.clip for row in rows])
         return Outcome.DONE

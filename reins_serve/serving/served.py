@@ -8,6 +8,7 @@ from typing import Literal
 from reins_serve.errors import ReinsError
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.plugin import load_directions, store_of
+from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.watcher import Watcher
 from reins_serve.serving.config import ModelConfig
 from reins_serve.steering.direction import Direction
@@ -22,7 +23,10 @@ class ServedModel:
     Attributes:
         directions: By the configuration's names, and as the store has it now where there is one.
         watcher: What follows the store; None where all directions are files.
+        outcomes: None, because the gateway generates nothing.
     """
+
+    outcomes = None
 
     def __init__(
         self, config: ModelConfig, entry: CatalogEntry, directions: Mapping[str, Direction], watcher: Watcher | None
@@ -46,7 +50,7 @@ class ServedModel:
             return "optional"
         return "none" if "text-to-video" in self.tasks else "required"
 
-    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0) -> None:
+    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0, epoch: int = 0) -> None:
         """Take up other directions. Raises PolicyError, SteeringUnavailable."""
         check_policy(self.config.policy, directions)
         self.directions = MappingProxyType(dict(directions))
@@ -71,15 +75,16 @@ def serve_model(config: ModelConfig) -> ServedModel:
 
     Raises:
         ReinsError: the catalogue has no such model (`model_not_found`).
-        DirectionError: a direction file is missing, malformed, or made for another model.
+        DirectionError: a direction file is missing, malformed, made for another model, or not signed by a trusted key.
         PolicyError, SteeringUnavailable: the policy cannot be carried out with these directions, or the store has no valid
             live one.
     """
     entry = config.catalog_entry()
-    directions = load_directions(config.directions)
+    trust = Trust.of(config.trusted_keys)
+    directions = load_directions(config.directions, trust)
     address, watcher = store_of(config.sources), None
     if address is not None:
-        watcher = Watcher(address, config.name, directions, replica="")
+        watcher = Watcher(address, config.name, directions, replica="", trust=trust)
         first, _ = watcher.first(config.policy.required)
         directions = {**directions, **first}
     check_policy(config.policy, directions)

@@ -19,6 +19,7 @@ from reins_serve.steering.calls import UNCOND, Calls
 from reins_serve.steering.clock import StepClock, StepEnd
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import SteeringHook, SteeringState, rows_at
+from reins_serve.steering.outcomes import Outcomes
 from reins_serve.steering.plan import GenerationRecord, Ledger, RowPlan, records
 
 OnStep = Callable[[int, int], None]
@@ -63,6 +64,7 @@ class Generation:
         on_step: OnStep | None = None,
         cancel: Cancel | None = None,
         callback: StepEnd | None = None,
+        outcomes: Outcomes | None = None,
     ) -> None:
         if not plans:
             raise ReinsError("A generation needs at least one row.")
@@ -70,6 +72,7 @@ class Generation:
         self._plans = plans
         self._on_step = on_step
         self._cancel = cancel
+        self._outcomes = outcomes
         self._clock = StepClock(hooked.pipeline, self._ended, callback)
         self._ledgers = [Ledger() for _ in plans]
         self._open: list[bool] = []
@@ -134,6 +137,18 @@ class Generation:
             for hook in self._hooked.hooks:
                 hook.rows, hook.computed = {}, {}
             self._hooked.busy.release()
+            self._count(error)
+
+    def judged(self, unsafe: bool, row: int = 0) -> None:
+        """Say what a judge saw in a row's clip, once the block has ended: a canary compares its versions by that too."""
+        if self._outcomes is not None and self.records:
+            self._outcomes.judged(self._plans[row], unsafe)
+
+    def _count(self, error: BaseException | None) -> None:
+        """Count what came of it. Whoever stopped it on purpose says nothing of the direction."""
+        stopped = isinstance(error, GenerationCancelled) or not isinstance(error, Exception | None)
+        if self._outcomes is not None and not stopped:
+            self._outcomes.ended(self._plans, self.records)
 
     def _prepare(self, step: int) -> None:
         """Set every hook's rows for a step, if the set of open windows changes with it."""

@@ -5,7 +5,7 @@ A generation takes one snapshot of the directions when it opens and keeps it to 
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from reins_serve.steering.direction import Direction
 from reins_serve.steering.fit import base_of, check_fit
 from reins_serve.steering.generation import Cancel, Generation, Hooked, OnStep, is_cached
 from reins_serve.steering.hook import HOOK_NAME, SteeringHook, register
+from reins_serve.steering.outcomes import Outcomes
 from reins_serve.steering.plan import RowPlan
 from reins_serve.steering.policy import (
     CANDIDATE,
@@ -32,10 +33,11 @@ from reins_serve.steering.policy import (
 
 @dataclass(frozen=True)
 class _Serving:
-    """What a generation takes its snapshot of: directions by name, and the share of the candidate among them."""
+    """What a generation takes its snapshot of: directions by name, the share of the candidate among them, and their counts."""
 
     directions: Mapping[str, Direction]
     fraction: float = 0.0
+    outcomes: Outcomes = field(default_factory=Outcomes)
 
 
 class SteeringMiddleware:
@@ -56,6 +58,7 @@ class SteeringMiddleware:
         directions: Mapping[str, Direction],
         policy: SteeringPolicy,
         fraction: float = 0.0,
+        epoch: int = 0,
     ) -> None:
         if is_cached(pipeline):
             raise ReinsError(
@@ -72,7 +75,7 @@ class SteeringMiddleware:
         self.proof: Any = None
         self.max_batch: int | None = None
         self.hooked = Hooked(pipeline, watch(pipeline, HOOK_NAME))
-        self.swap(directions, fraction)
+        self.swap(directions, fraction, epoch)
 
     @property
     def directions(self) -> Mapping[str, Direction]:
@@ -84,7 +87,12 @@ class SteeringMiddleware:
         """The share of the generations that the direction `candidate` gets beside `live`."""
         return self._serving.fraction
 
-    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0) -> None:
+    @property
+    def outcomes(self) -> Outcomes:
+        """What became of the generations of each version, as far as they say something of the one beside the other."""
+        return self._serving.outcomes
+
+    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0, epoch: int = 0) -> None:
         """Validate and take up directions; a generation that is running keeps those it began with.
 
         Blocks that have no hook yet get one between two generations: this waits for the one that is running, so call it from
@@ -92,6 +100,7 @@ class SteeringMiddleware:
 
         Args:
             fraction: Share of the generations that `candidate`, which must then be among them, gets in place of `live`.
+            epoch: Names the arrangement; outcomes go on being counted while it stays the same.
 
         Raises:
             DirectionError: a direction belongs to another model, or needs a hook that can no longer be registered; nothing is
@@ -107,7 +116,8 @@ class SteeringMiddleware:
             self._require_plain(missing)
             with self.hooked.busy:
                 self._register(missing)
-        self._serving = _Serving(MappingProxyType(dict(directions)), fraction)
+        outcomes = self.outcomes if self.outcomes.epoch == epoch else Outcomes(epoch)
+        self._serving = _Serving(MappingProxyType(dict(directions)), fraction, outcomes)
 
     def arm(self) -> None:
         """Register hooks at all blocks of the current directions that have none yet."""
@@ -175,7 +185,7 @@ class SteeringMiddleware:
             raise ReinsError(
                 f"{self.model} makes at most {self.max_batch} clips in one call; {len(plans)} were asked for."
             )
-        return Generation(self.hooked, plans, on_step, cancel, callback_on_step_end)
+        return Generation(self.hooked, plans, on_step, cancel, callback_on_step_end, serving.outcomes)
 
     def _plan(self, row: SteeringRow, serving: _Serving, key: str) -> RowPlan:
         """Join a row with its direction. A strength that a request chose is in the live direction's unit: no canary for it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from reins_serve.rollout.keys import make_key, sign
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction, Gate
 from reins_serve.steering.fit import base_of
@@ -49,3 +50,31 @@ def store(connect: Connect) -> DirectionStore:
 def local(tmp_path: Path) -> DirectionStore:
     """A new store in a local folder."""
     return DirectionStore(str(tmp_path / "store"))
+
+
+class Key:
+    """A key pair on disk."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.file = folder / name
+        self.public = make_key(self.file)
+
+    def sign(self, direction: Direction) -> bytes:
+        return sign(direction.sha256, self.file).encoded()
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Key, Key]:
+    """A key that is trusted in these tests, and another one."""
+    folder = tmp_path_factory.mktemp("keys")
+    return Key(folder, "ours"), Key(folder, "theirs")
+
+
+@pytest.fixture
+def ours(keys: tuple[Key, Key]) -> Key:
+    return keys[0]
+
+
+@pytest.fixture
+def theirs(keys: tuple[Key, Key]) -> Key:
+    return keys[1]

@@ -13,6 +13,7 @@ from reins_serve.rollout import watcher as watcher_module
 from reins_serve.rollout.snapshot import Snapshot, Staged
 from reins_serve.rollout.source import Source, StoreAddress
 from reins_serve.rollout.storage import DirectionStore
+from reins_serve.rollout.watcher import Watcher
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringPolicy
 from tests import tiny
@@ -31,6 +32,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Source, "_connect", gone)
     monkeypatch.setattr(watcher_module, "LONGEST_RETRY_S", 0.05)
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is taken up but what a test hands over itself."""
+    monkeypatch.setattr(Watcher, "follow", lambda self, target: None)
 
 
 @pytest.fixture
@@ -87,6 +94,7 @@ def nan_of(direction: Direction) -> bytes:
     return direction.data[:-4] + b"\x00\x00\xc0\x7f"
 
 
+@pytest.mark.usefixtures("still")
 @pytest.mark.parametrize(
     "data",
     [
@@ -110,6 +118,7 @@ def test_what_is_not_valid_here_is_refused_and_the_last_one_serves(
     assert record(steering).sha256 == made(0).sha256
 
 
+@pytest.mark.usefixtures("still")
 def test_bytes_of_another_digest_are_refused(
     follow: Callable[..., SteeringMiddleware], published: DirectionStore
 ) -> None:
@@ -118,6 +127,7 @@ def test_bytes_of_another_digest_are_refused(
     assert "another digest" in steering.watcher.error
 
 
+@pytest.mark.usefixtures("still")
 def test_a_candidate_that_is_not_valid_leaves_the_live_direction_alone(
     follow: Callable[..., SteeringMiddleware],
 ) -> None:
