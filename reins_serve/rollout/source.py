@@ -53,6 +53,7 @@ class Source:
         self._trust = trust
         self._registry: Any = None
         self._store = self._open(address.store) if address.store else None
+        self._stored: Snapshot | None = None
         self.up = False
 
     def first(self) -> Snapshot:
@@ -74,12 +75,16 @@ class Source:
         return snapshot
 
     def stored(self) -> Snapshot:
-        """What storage says. Raises StorageError; RegistryUnavailable where only the registry knows the store."""
+        """What storage says; only its pointer is read while that has not moved.
+
+        Raises StorageError; RegistryUnavailable where only the registry knows the store.
+        """
         if self._store is None:
             raise RegistryUnavailable(
                 "There is no registry of directions that could name the store. Name it: reins://STORE."
             )
-        return read_snapshot(self._store, self._model)
+        self._stored = read_snapshot(self._store, self._model, self._stored)
+        return self._stored
 
     def _open(self, url: str) -> DirectionStore:
         return DirectionStore(url).trusting(self._trust)

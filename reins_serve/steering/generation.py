@@ -40,6 +40,7 @@ class Hooked:
         calls: Of each denoiser, by its attribute in the pipeline.
         hooks: Those that are registered; more may be added while no generation is open.
         busy: Held by the generation that is open, or by who adds hooks.
+        threads: Those in which the generation that is open was seen.
     """
 
     pipeline: Pipeline
@@ -47,6 +48,7 @@ class Hooked:
     state: SteeringState = field(default_factory=SteeringState)
     hooks: list[SteeringHook] = field(default_factory=list)
     busy: threading.Lock = field(default_factory=threading.Lock)
+    threads: set[int] = field(default_factory=set)
 
 
 class Generation:
@@ -102,7 +104,16 @@ class Generation:
         hooked = self._hooked
         if not hooked.busy.acquire(timeout=BETWEEN_S):
             raise ReinsError("This pipeline is generating already; one generation at a time. Batch prompts instead.")
-        state = hooked.state
+        try:
+            self._begin()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        hooked, state = self._hooked, self._hooked.state
+        hooked.threads.add(threading.get_ident())
         state.tally = torch.zeros(len(self._plans), 4, dtype=torch.float64, device=hooked.pipeline._execution_device)
         state.cached = is_cached(hooked.pipeline)
         state.shards = shards_of(hooked.pipeline)
@@ -110,7 +121,14 @@ class Generation:
             calls.begin(prompts=len(self._plans))
         self._prepare(0)
         self._clock.start()
-        return self
+
+    def _close(self) -> None:
+        hooked, state = self._hooked, self._hooked.state
+        state.tally, state.shards, state.cached = None, None, False
+        for hook in hooked.hooks:
+            hook.rows, hook.computed = {}, {}
+        hooked.threads.clear()
+        hooked.busy.release()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -133,10 +151,7 @@ class Generation:
                 tally /= dist.get_world_size(shards)
             self.records = records(self._plans, self._ledgers, tally.tolist())
         finally:
-            state.tally, state.shards, state.cached = None, None, False
-            for hook in self._hooked.hooks:
-                hook.rows, hook.computed = {}, {}
-            self._hooked.busy.release()
+            self._close()
             self._count(error)
 
     def judged(self, unsafe: bool, row: int = 0) -> None:
@@ -164,6 +179,7 @@ class Generation:
 
     def _ended(self, step: int, total: int) -> None:
         """A step is over: write the ledgers, tell the caller, stop if asked to, prepare the next step."""
+        self._hooked.threads.add(threading.get_ident())  # a pipeline may run in another thread than its `with`
         self._enter_step(step, total)
         for calls in self._hooked.calls.values():
             calls.begin()

@@ -4,6 +4,7 @@ A generation takes one snapshot of the directions when it opens and keeps it to 
 """
 
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -95,8 +96,7 @@ class SteeringMiddleware:
     def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0, epoch: int = 0) -> None:
         """Validate and take up directions; a generation that is running keeps those it began with.
 
-        Blocks that have no hook yet get one between two generations: this waits for the one that is running, so call it from
-        another thread than that one's.
+        Blocks that have no hook yet get one between two generations: this waits for the one that is running.
 
         Args:
             fraction: Share of the generations that `candidate`, which must then be among them, gets in place of `live`.
@@ -106,6 +106,7 @@ class SteeringMiddleware:
             DirectionError: a direction belongs to another model, or needs a hook that can no longer be registered; nothing is
                 changed.
             PolicyError, SteeringUnavailable: the policy cannot be carried out with them; nothing is changed.
+            ReinsError: it would wait for the generation that called it; nothing is changed.
         """
         if fraction and CANDIDATE not in directions:
             raise DirectionError("A share is given to a candidate, and there is no direction of that name.")
@@ -114,6 +115,11 @@ class SteeringMiddleware:
         check_policy(self.policy, directions)
         if self._armed and (missing := self._unhooked(directions)):
             self._require_plain(missing)
+            if threading.get_ident() in self.hooked.threads:
+                raise ReinsError(
+                    f"Block {', '.join(map(str, missing))} gets its hook between two generations, and this swap was called from "
+                    "inside one, which cannot end before it. Swap after the generation, or from another thread."
+                )
             with self.hooked.busy:
                 self._register(missing)
         outcomes = self.outcomes if self.outcomes.epoch == epoch else Outcomes(epoch)

@@ -10,6 +10,7 @@ from reins_serve.errors import RegistryUnavailable, ReinsError, SteeringUnavaila
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import SteeringMiddleware, attach
 from reins_serve.rollout import watcher as watcher_module
+from reins_serve.rollout.files.local import LocalFiles
 from reins_serve.rollout.snapshot import Snapshot, Staged
 from reins_serve.rollout.source import Source, StoreAddress
 from reins_serve.rollout.storage import DirectionStore
@@ -149,6 +150,20 @@ def test_storage_that_is_damaged_later_leaves_what_serves(
     assert record(steering).sha256 == made(0).sha256
     with pytest.raises(SteeringUnavailable, match="no valid live direction"):
         follow()
+
+
+def test_of_storage_that_has_not_moved_only_the_pointer_is_read(
+    published: DirectionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, read, names = Source(StoreAddress(published.url), "tiny"), [], LocalFiles._read
+    monkeypatch.setattr(LocalFiles, "_read", lambda self, path: read.append(path) or names(self, path))
+    first = source.stored()
+    assert len(read) > 1
+    read.clear()
+    assert source.stored() is first
+    assert read == ["tiny/pointer.json"]
+    published.promote("tiny", "2", **SAID)
+    assert source.stored().live.number == 2
 
 
 def test_without_a_live_direction_nothing_starts_unless_the_policy_says_so(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """Directions roll out to running replicas: somebody's own deployment, which knows no more of it than `reins://`."""
 
-import random
-import threading
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +12,7 @@ from reins_serve.rollout.client import Registry, connect, find
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.policy import takes_candidate
 from tests.rollout.conftest import made
+from tests.rollout.load import Clip, Load
 from tests.serving.local import until
 
 SAID = {"who": "ann", "why": "a test"}
@@ -32,49 +30,15 @@ class Video:
 
         self.steering = reins_serve.attach(tiny.pipeline(), model="tiny", directions=directions)
 
-    def __call__(self, key: str) -> tuple[str | None, bool]:
-        from reins_serve.models.generation import generate, request
-        from tests import tiny
+    def __call__(self, key: str) -> tuple[str | None, bool, bool]:
+        from tests.rollout.load import clip
 
-        with self.steering.generation(key=key) as g:
-            generate(self.steering.pipeline, tiny.ENTRY, [request(tiny.ENTRY, "a red square", 1)], g.arguments)
-        return g.record.sha256, g.record.proved
+        return tuple(clip(self.steering, key))
 
 
-class Load:
-    """Requests without a pause, until it is left; what came of each."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(REPLICAS)]
-        self.answers: list[tuple[float, float, str | None]] = []
-        self.errors: list[Exception] = []
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            began = time.time()
-            try:
-                sha256, proved = self._handle.remote(f"{random.random()}").result()
-                assert proved
-                self.answers.append((began, time.time(), sha256))
-            except Exception as error:
-                self.errors.append(error)
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    def more(self, count: int = 6) -> None:
-        """Wait for some more answers."""
-        goal = len(self.answers) + len(self.errors) + count
-        until(lambda: len(self.answers) + len(self.errors) >= goal)
+def loaded(handle: Any) -> Load:
+    """As many clients as there are replicas."""
+    return Load([lambda key: Clip(*handle.remote(key).result())] * REPLICAS)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +79,7 @@ def fresh(deployed: tuple[Registry, Any, str]) -> tuple[Registry, Any]:
 
 def test_replicas_swap_and_roll_back_under_load_without_a_failed_request(fresh: tuple[Registry, Any]) -> None:
     registry, handle = fresh
-    with Load(handle) as load:
+    with loaded(handle) as load:
         load.more()
         for moved in range(5):
             if moved % 2:
@@ -125,8 +89,7 @@ def test_replicas_swap_and_roll_back_under_load_without_a_failed_request(fresh: 
             number = 1 if moved % 2 else 2
             swapped = max(report["since"] for report in everywhere(registry, number))
             load.more()
-            after = [sha256 for began, ended, sha256 in list(load.answers) if began > swapped]
-            assert set(after) == {DIGEST[number]}
+            assert load.since(swapped) == {DIGEST[number]}
             registry.promote("tiny", str(number), **SAID)
     assert not load.errors
 
@@ -143,7 +106,7 @@ def test_a_canary_gets_its_share_by_key_alone(fresh: tuple[Registry, Any]) -> No
 
 def test_a_registry_killed_under_load_comes_back_and_nobody_fails(fresh: tuple[Registry, Any]) -> None:
     registry, handle = fresh
-    with Load(handle) as load:
+    with loaded(handle) as load:
         load.more()
         ray.kill(registry._actor, no_restart=False)
         load.more()
@@ -151,7 +114,7 @@ def test_a_registry_killed_under_load_comes_back_and_nobody_fails(fresh: tuple[R
         everywhere(registry, 2)
         load.more()
     assert not load.errors
-    assert load.answers[-1][2] == DIGEST[2]
+    assert load.answers[-1][2].sha256 == DIGEST[2]
 
 
 def test_a_pointer_moved_behind_its_back_reaches_the_replicas(fresh: tuple[Registry, Any]) -> None:
