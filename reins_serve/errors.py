@@ -76,3 +76,9 @@ class RegistryUnavailable(ReinsError):
     """The registry of directions does not answer: what serves goes on, and changes must wait or go to storage directly."""
 
     code = "registry_unavailable"
+
+
+class StoreUnavailable(ReinsError):
+    """The database of jobs does not answer. What it has accepted is kept; ask again."""
+
+    code = "not_ready"

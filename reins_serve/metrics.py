@@ -1,8 +1,9 @@
 """Every metric's name and meaning.
 
-Totals are counted by the gateway and served by prometheus-client at `/metrics`. A replica's inner figures go out through
-`ray.serve.metrics`, which puts `ray_` before the name and adds application, deployment and replica as labels. Base units
-throughout; no ids, prompts or paths as labels.
+Totals are counted in the jobs' database, and every gateway serves them with prometheus-client at `/metrics`. A replica's inner
+figures go out through `ray.serve.metrics`, which puts `ray_` before the name and adds application, deployment and replica as
+labels. Base units throughout; no ids, prompts or paths as labels. Counts are kept for good: a metric whose labels change
+needs another name.
 """
 
 from dataclasses import dataclass
@@ -149,3 +150,4 @@ SERVED_BY_GATEWAY = (
     VERSION_SCORE,
 )
 EXPORTED_BY_REPLICAS = (DENOISE_STEP, STAGE)
+BY_NAME = {metric.name: metric for metric in SERVED_BY_GATEWAY}

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.serving.conftest import free_port
+from tests.serving.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 

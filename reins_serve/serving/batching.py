@@ -28,10 +28,13 @@ class Ticket(Generic[Work]):
 
 @dataclass(frozen=True, eq=False)
 class Batch(Generic[Work]):
-    """Tickets that run together; `stop` is set once all of them are cancelled."""
+    """Tickets that run together."""
 
     tickets: tuple[Ticket[Work], ...]
-    stop: threading.Event = field(default_factory=threading.Event)
+
+    def is_set(self) -> bool:
+        """Whether nobody needs it any more, as a generation's `cancel` asks at every step."""
+        return all(ticket.cancelled for ticket in self.tickets)
 
 
 class Batcher(Generic[Work]):
@@ -48,7 +51,6 @@ class Batcher(Generic[Work]):
         self._max_size = max_size
         self._max_wait_s = max_wait_s
         self._waiting: list[Ticket[Work]] = []
-        self._running: Batch[Work] | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="reins-batcher", daemon=True)
@@ -67,9 +69,6 @@ class Batcher(Generic[Work]):
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
-            batch = self._running
-            if batch is not None and ticket in batch.tickets and all(t.cancelled for t in batch.tickets):
-                batch.stop.set()
 
     @property
     def waiting(self) -> int:
@@ -94,7 +93,6 @@ class Batcher(Generic[Work]):
     def _next(self) -> Batch[Work] | None:
         """Wait for the next batch; None once closed."""
         with self._changed:
-            self._running = None
             while not self._closed:
                 if not self._waiting:
                     self._changed.wait()
@@ -106,6 +104,5 @@ class Batcher(Generic[Work]):
                     self._changed.wait(patience)
                     continue
                 self._waiting = [ticket for ticket in self._waiting if ticket not in alike]
-                self._running = Batch(tuple(alike))
-                return self._running
+                return Batch(tuple(alike))
             return None

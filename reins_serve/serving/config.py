@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from reins_serve.calibration.sampling import SamplingConfig
 from reins_serve.errors import DirectionError, ReinsError
@@ -17,10 +19,12 @@ from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.options import LoadingOptions
 from reins_serve.models.spec import SPECS, DenoiserSpec
 from reins_serve.rollout.source import SCHEME, absolute
+from reins_serve.serving.jobs import RETENTION_S
 from reins_serve.steering.policy import CANDIDATE, LIVE, SteeringPolicy
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+DATABASE_FILE = "jobs.sqlite3"
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,8 +32,32 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Autoscaling(_Strict):
+    """How many replicas a model has, by its backlog in the table of jobs: as many as `target_per_replica` jobs each need.
+
+    Attributes:
+        min_replicas: 0: a model that nobody asks for gives its GPUs back; the next job waits until a replica has loaded.
+        target_per_replica: Jobs, waiting or on their way, for each replica; None: as many as one pipeline call takes.
+        upscale_delay_s, downscale_delay_s, downscale_to_zero_delay_s: For how long a wish for more or fewer replicas must last
+            before Serve follows it; from zero it follows at once. The last is that of the step from 1 to 0; None: as the other.
+    """
+
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(ge=1)
+    target_per_replica: float | None = Field(None, gt=0, allow_inf_nan=False)
+    upscale_delay_s: float = Field(10, ge=0, allow_inf_nan=False)
+    downscale_delay_s: float = Field(600, ge=0, allow_inf_nan=False)
+    downscale_to_zero_delay_s: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Autoscaling":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
+        return self
+
+
 class ModelConfig(_Strict):
-    """One model: a deployment of its own, with `num_replicas` replicas.
+    """One model: a deployment of its own, with `num_replicas` replicas, or as many as `autoscaling` finds right.
 
     Attributes:
         name: The catalogue's name; requests ask for the model by it.
@@ -44,6 +72,7 @@ class ModelConfig(_Strict):
         loading: How its checkpoint is loaded and accelerated.
         sampling: What a replica stores of live traffic for the next recalibration; None: nothing.
         torch_threads: Threads of one replica's arithmetic on the CPU; None leaves torch's own choice.
+        num_replicas: How many replicas there always are, where `autoscaling` is not given.
         num_cpus, num_gpus: What Ray reserves for one replica.
         max_batch_size: Most requests of equal shape, steps and guidance that share one pipeline call.
         max_batch_wait_ms: How long the oldest waiting request waits for others to join.
@@ -62,6 +91,7 @@ class ModelConfig(_Strict):
     sampling: SamplingConfig | None = None
     torch_threads: int | None = Field(None, ge=1)
     num_replicas: int = Field(1, ge=1)
+    autoscaling: Autoscaling | None = None
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
     max_batch_size: int = Field(1, ge=1)
@@ -89,6 +119,12 @@ class ModelConfig(_Strict):
                 f"model {self.name}: sampling reads the activations of every block and step, which a compiled or cached model "
                 "does not show; leave loading.compile and loading.cache out where traffic is sampled"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_rule_of_replicas(self) -> "ModelConfig":
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError(f"model {self.name}: give num_replicas or autoscaling, not both")
         return self
 
     @model_validator(mode="after")
@@ -130,9 +166,14 @@ class ModelConfig(_Strict):
         return self.directions if self.store is None else {**self.directions, LIVE: f"{SCHEME}{self.store}"}
 
     @property
-    def max_in_flight(self) -> int:
-        """Jobs that the gateway hands to the replicas at a time: one batch that runs and one that gathers, each."""
-        return 2 * self.max_batch_size * self.num_replicas
+    def min_replicas(self) -> int:
+        """How many replicas there are at least, once all have started."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.min_replicas
+
+    @property
+    def in_flight_per_replica(self) -> int:
+        """Jobs that the gateways hand to one replica at a time: one batch that runs and one that gathers."""
+        return 2 * self.max_batch_size
 
 
 class Limits(_Strict):
@@ -147,7 +188,14 @@ class ApplicationConfig(_Strict):
 
     Attributes:
         models: What is served; a request that names no model gets the first.
-        output_dir: Folder of the finished clips; relative to the working directory.
+        output_dir: Folder of the finished clips, relative to the working directory, or an fsspec URL such as s3://bucket/clips.
+        database: SQLAlchemy URL of the database of jobs; None: an SQLite file in `output_dir`. Serve shows the configuration in
+            its dashboard and logs, so a password does not belong in it: PostgreSQL finds one in PGPASSWORD or PGPASSFILE.
+        retention_s: How long a job that has ended is kept, with its files. None: for ever.
+        num_gateways: Processes that answer HTTP and take jobs to replicas. They share nothing but the database and the files:
+            more than one needs PostgreSQL and shared storage, or, on a single machine, the same SQLite file and folder.
+        drain_s: How long a gateway that goes away waits for its clips before it hands their jobs back to the queue; None: as
+            long as the longest `generation_timeout_s`.
         api_keys_sha256: SHA-256 digests, hexadecimal, of the keys that may use the API. Empty: everybody who reaches the
             port may, which is meant for a server that listens on the loopback interface only.
         admin_key_sha256: Digest of the key that may turn steering off. None: nobody may.
@@ -155,7 +203,11 @@ class ApplicationConfig(_Strict):
     """
 
     models: tuple[ModelConfig, ...] = Field(min_length=1)
-    output_dir: str = "reins-clips"
+    output_dir: str = Field("reins-clips", min_length=1)
+    database: str | None = Field(None, min_length=1)
+    retention_s: float | None = Field(RETENTION_S, gt=0, allow_inf_nan=False)
+    num_gateways: int = Field(1, ge=1)
+    drain_s: float | None = Field(None, ge=0, allow_inf_nan=False)
     api_keys_sha256: tuple[Sha256, ...] = ()
     admin_key_sha256: Sha256 | None = None
     limits: Limits = Limits()
@@ -173,6 +225,44 @@ class ApplicationConfig(_Strict):
         if len({model.store for model in models} - {None}) > 1:
             raise ValueError("one registry keeps one store: give all models that have a store the same one")
         return models
+
+    @field_validator("database")
+    @classmethod
+    def _readable_database(cls, database: str | None) -> str | None:
+        if database is None:
+            return None
+        try:
+            url = make_url(database)
+        except ArgumentError:
+            raise ValueError(
+                "database is no URL that SQLAlchemy reads; write sqlite:////absolute/path or postgresql://user@host/name"
+            ) from None
+        if url.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError(
+                "database is SQLite or PostgreSQL: sqlite:////absolute/path or postgresql://user@host/name"
+            )
+        if url.password is not None or "password" in url.query:
+            raise ValueError(
+                "database has a password in it, which Serve would show in its dashboard and logs; leave it out, and set PGPASSWORD "
+                "or PGPASSFILE in the environment of the whole cluster"
+            )
+        return database
+
+    @model_validator(mode="after")
+    def _a_place_for_jobs(self) -> "ApplicationConfig":
+        if self.database is None and "://" in self.output_dir:
+            raise ValueError("name a database: the default, an SQLite file in output_dir, needs a local folder there")
+        return self
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long a gateway waits for its clips when it goes away."""
+        return max(model.generation_timeout_s for model in self.models) if self.drain_s is None else self.drain_s
+
+    @property
+    def database_url(self) -> str:
+        """Where the jobs are."""
+        return self.database or f"sqlite:///{Path(self.output_dir) / DATABASE_FILE}"
 
     @property
     def store(self) -> str | None:
@@ -224,4 +314,16 @@ def resolved(config: ApplicationConfig) -> ApplicationConfig:
         )
         for model in config.models
     )
-    return config.model_copy(update={"models": models, "output_dir": str(Path(config.output_dir).absolute())})
+    return config.model_copy(
+        update={"models": models, "output_dir": absolute(config.output_dir), "database": _absolute_database(config)}
+    )
+
+
+def _absolute_database(config: ApplicationConfig) -> str | None:
+    """The database's URL with an absolute path, if it is a file of SQLite."""
+    if config.database is None:
+        return None
+    url = make_url(config.database)
+    if url.get_backend_name() != "sqlite" or not url.database or url.database.startswith((":", "file:")):
+        return config.database
+    return str(url.set(database=str(Path(url.database).absolute())))

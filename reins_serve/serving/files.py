@@ -1,9 +1,19 @@
-"""The files of finished clips in one folder: written under a temporary name, then renamed, so that none is ever half there."""
+"""The files of finished clips, in a folder or at any URL that fsspec knows; none is ever half there.
 
-import os
+A name carries the job and its attempt: a gateway that has lost a job to another can then neither overwrite nor delete what the
+other has stored. The files of a completed job are those of its `attempts`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Literal
 
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from reins_serve.rollout.files import open_files
 from reins_serve.serving.messages import Clip
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -12,40 +22,59 @@ SUFFIXES: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".thumbnail.png", 
 MEDIA_TYPES: dict[Variant, str] = {"video": "video/mp4", "thumbnail": "image/png", "spritesheet": "image/png"}
 
 
+@dataclass(frozen=True)
+class Content:
+    """A stored file.
+
+    Attributes:
+        path: Where it is on this machine; None where the storage is elsewhere.
+        open: Opens it, to seek and read in; a part that is not read is not fetched. It waits for the storage, and so does the
+            file that it returns. Raises OSError.
+    """
+
+    size: int
+    path: Path | None
+    open: Callable[[], BufferedIOBase]
+
+
 class ClipFiles:
-    """The clips in `folder`, which is made if need be. Ids come from the gateway, never from a request's text."""
+    """The clips at `url`. Ids come from the gateway, never from a request's text.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    Every method waits for the storage, and raises StorageError when that refuses.
+    """
 
-    def path(self, job_id: str, variant: Variant) -> Path:
-        """Where a variant of a clip is, or would be."""
-        return self._folder / f"{job_id}{SUFFIXES[variant]}"
+    def __init__(self, url: str) -> None:
+        self._files = open_files(url)
+        self._system = fsspec.url_to_fs(url)[0]
 
-    def store(self, job_id: str, clip: Clip) -> None:
-        """Write all variants; the video last. Raises OSError, and then leaves nothing behind."""
+    def store(self, job_id: str, attempt: int, clip: Clip) -> None:
+        """Write all variants; the video last. After an error there may be some, for `delete`."""
         contents: dict[Variant, bytes] = {
             "thumbnail": clip.thumbnail,
             "spritesheet": clip.spritesheet,
             "video": clip.video,
         }
-        try:
-            for variant, data in contents.items():
-                target = self.path(job_id, variant)
-                temporary = target.with_name(target.name + ".part")
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-        except OSError:
-            self.delete(job_id)
-            raise
+        for variant, data in contents.items():
+            self._files.put(_name(job_id, attempt, variant), data)
 
-    def delete(self, job_id: str) -> None:
-        """Remove what there is of a clip."""
+    def delete(self, job_id: str, attempt: int) -> None:
+        """Remove what there is of one attempt."""
         for variant in SUFFIXES:
-            target = self.path(job_id, variant)
-            target.unlink(missing_ok=True)
-            target.with_name(target.name + ".part").unlink(missing_ok=True)
+            self._files.delete(_name(job_id, attempt, variant))
+
+    def content(self, job_id: str, attempt: int, variant: Variant) -> Content | None:
+        """A variant; None if there is none."""
+        name = _name(job_id, attempt, variant)
+        size, where = self._files.size(name), self._files.where(name)
+        if size is None:
+            return None
+        path = Path(where) if isinstance(self._system, LocalFileSystem) else None
+        return Content(size, path, lambda: self._system.open(where, "rb"))
+
+    def sweep(self) -> None:
+        """Remove what a gateway that was killed left half-written."""
+        self._files.sweep("")
+
+
+def _name(job_id: str, attempt: int, variant: Variant) -> str:
+    return f"{job_id}-{attempt}{SUFFIXES[variant]}"

@@ -1,23 +1,29 @@
-"""The gateway's state and rules: models, jobs, files and totals, and the dispatchers that take jobs to replicas.
+"""The gateway's rules: models, jobs and files, and the dispatchers that take jobs to replicas.
 
-It knows no HTTP (`routes`) and no Serve (`app`): replicas come as `Replicas`, one for each model.
+It knows no HTTP (`routes`) and no Serve (`app`): replicas come as `Replicas`, one for each model. What it knows of jobs is in the
+database and on storage alone, so that any gateway answers for any job.
 """
 
 import asyncio
+import logging
+import os
+import socket
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Protocol
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 
 from reins_serve.serving.admission import admit
 from reins_serve.serving.auth import Caller
 from reins_serve.serving.config import ApplicationConfig
 from reins_serve.serving.directions import DirectionsAdmin
-from reins_serve.serving.dispatch import Dispatcher, Stream
-from reins_serve.serving.files import ClipFiles, Variant
+from reins_serve.serving.dispatch import Dispatcher
+from reins_serve.serving.files import ClipFiles, Content, Variant
+from reins_serve.serving.fleet import Replicas
 from reins_serve.serving.http_errors import RequestError
-from reins_serve.serving.jobs import Job, JobStore, MemoryJobs
+from reins_serve.serving.jobs import Job, JobStore
+from reins_serve.serving.leases import Leases
+from reins_serve.serving.runs import Runs
 from reins_serve.serving.schema import (
     CreateVideo,
     ListQuery,
@@ -30,17 +36,14 @@ from reins_serve.serving.schema import (
     video,
 )
 from reins_serve.serving.served import ServedModel, serve_model
+from reins_serve.serving.sql_jobs import SqlJobs
 from reins_serve.serving.totals import Totals
+from reins_serve.serving.upkeep import Upkeep
 
 
-class Replicas(Protocol):
-    """The replicas of one model."""
+HAND_BACK_S = 20.0  # for what is handed back, and for clips that were being stored
 
-    def generate(self, job: Job) -> Stream:
-        """Hand a job to one of them."""
-
-    async def proved(self) -> bool:
-        """Whether at least one of them has passed its start-up proof."""
+logger = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -58,32 +61,67 @@ class Gateway:
         self._started = int(time.time())
         self._replicas = replicas
         self._models = {model.name: serve_model(model) for model in config.models}
-        self._store: JobStore = MemoryJobs()
-        self._files = ClipFiles(Path(config.output_dir))
-        self._totals = Totals(lambda model, version, sha256: self._models[model].label(version, sha256))
+        self._files = ClipFiles(config.output_dir)
+        self._store: JobStore = SqlJobs(config.database_url, retention_s=config.retention_s, label=self._label)
+        self._totals = Totals(self._label)
         self.directions = DirectionsAdmin(self._models, config.store)
+        holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._leases = Leases(self._store, holder)
+        self._upkeep = Upkeep(self._store, self._files)
+        runs = Runs(self._store, self._files, self._leases, self._upkeep)
         self._dispatchers = {
-            model.name: Dispatcher(model, self._store, self._files, self._totals, replicas[model.name].generate)
-            for model in config.models
+            model.name: Dispatcher(model, self._store, holder, replicas[model.name], runs) for model in config.models
         }
+        self._work: list[asyncio.Task[None]] = []
 
-    async def run(self) -> None:
-        """Dispatch jobs and follow the store of directions, until cancelled."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Dispatch jobs and follow the store of directions; on leaving, claim no more, and finish or hand back what is held."""
         with ExitStack() as stack:
             for served in self._models.values():
                 if served.watcher is not None:
                     served.watcher.follow(served)
                     stack.callback(served.watcher.close)
-            async with asyncio.TaskGroup() as group:
+            claiming = [asyncio.create_task(dispatcher.run()) for dispatcher in self._dispatchers.values()]
+            others = [asyncio.create_task(self._leases.run()), asyncio.create_task(self._upkeep.run())]
+            self._work = claiming + others
+            try:
+                yield
+            finally:
                 for dispatcher in self._dispatchers.values():
-                    group.create_task(dispatcher.run())
+                    dispatcher.close()
+                await asyncio.wait(claiming)
+                await self._drain()
+                for task in others:
+                    task.cancel()
+                await asyncio.wait(others)
+                await self._store.close()
+
+    def check_alive(self) -> None:
+        """Raise what has ended a part of this gateway's work, if something has: then it must be replaced."""
+        for task in self._work:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _drain(self) -> None:
+        """Wait for the clips on their way; hand back those that take longer than `drain_s`."""
+        runs = [run for dispatcher in self._dispatchers.values() for run in dispatcher.on_their_way]
+        if not runs:
+            return
+        logger.info("waiting for %d clips before this gateway goes", len(runs))
+        _, late = await asyncio.wait(runs, timeout=self.config.drain_timeout_s)
+        if late:
+            self._leases.stop_all()
+            _, late = await asyncio.wait(late, timeout=HAND_BACK_S)
+        for run in late:
+            run.cancel()
 
     async def create(self, body: CreateVideo, caller: Caller) -> Video:
         """Check a request and store its job, then let it be dispatched."""
         model = self._model(body.model) if body.model is not None else self._models[self.config.models[0].name]
         job = admit(body, model, self.config.limits, caller.owner, caller.admin)
-        await self._store.add(job, model.config.max_queued)
-        self._dispatchers[job.model].wake()
+        job = await self._store.add(job, model.config.max_queued)
+        self._dispatchers[model.config.name].wake()
         return await self._video(job)
 
     async def retrieve(self, job_id: str, caller: Caller) -> Video:
@@ -102,26 +140,25 @@ class Gateway:
             data=data, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=page.has_more
         )
 
-    async def content(self, job_id: str, variant: Variant, caller: Caller) -> Path:
+    async def content(self, job_id: str, variant: Variant, caller: Caller) -> Content:
         """The file of a completed job."""
         job = await self._job(job_id, caller)
         if job.status == "failed":
             raise RequestError("This video failed and has no content; its `error` says why.", code="video_failed")
         if job.status != "completed":
             raise RequestError("This video is not ready yet. Ask again until it is completed.", code="video_not_ready")
-        path = self._files.path(job.id, variant)
-        if not path.is_file():
+        found = await asyncio.to_thread(self._files.content, job.id, job.attempts, variant)
+        if found is None:
             raise RequestError("The files of this video are gone.", code="video_expired")
-        return path
+        return found
 
     async def delete(self, job_id: str, caller: Caller) -> VideoDeleted:
         """Forget a job and its files. One that is being generated stops at the end of the present denoising step."""
         await self._job(job_id, caller)
         job = await self._store.remove(job_id)
-        if job is not None and not job.terminal:
-            self._totals.cancelled(job)
-            self._dispatchers[job.model].cancel(job.id)
-        await asyncio.to_thread(self._files.delete, job_id)
+        if job is not None:
+            self._leases.stop(job_id)  # where it is another gateway's, that one learns of it from its next heartbeat
+            await self._upkeep.delete(job)
         return VideoDeleted(id=job_id)
 
     def models(self) -> ModelList:
@@ -133,14 +170,25 @@ class Gateway:
         return model_card(self._model(name), self._started)
 
     async def check_ready(self) -> None:
-        """Raise RequestError (`not_ready`) while a model has no replica that proved its steering."""
+        """Raise RequestError (`not_ready`) while a model could not make a steered clip.
+
+        A model that always has replicas needs one that proved its steering; one that may have none, a valid live direction: a
+        replica that starts proves it before its first job.
+        """
         names = list(self._models)
-        proved = await asyncio.gather(*(self._replicas[name].proved() for name in names))
-        missing = [name for name, ready in zip(names, proved, strict=True) if not ready]
+        ready = await asyncio.gather(*(self._ready(name) for name in names))
+        missing = [name for name, is_ready in zip(names, ready, strict=True) if not is_ready]
         if missing:
             raise RequestError(
-                f"Not ready: no replica of {', '.join(missing)} has proved its steering.", code="not_ready"
+                f"Not ready: {', '.join(missing)} cannot make a steered clip yet, for want of a replica that proved its steering "
+                "or of a valid live direction.",
+                code="not_ready",
             )
+
+    async def _ready(self, name: str) -> bool:
+        if self._models[name].config.min_replicas:
+            return await self._replicas[name].proved()
+        return await asyncio.to_thread(self._models[name].could_start)
 
     async def metrics(self) -> bytes:
         """The totals in Prometheus' text format."""
@@ -149,7 +197,11 @@ class Gateway:
         for name, served in self._models.items():
             up = None if served.watcher is None else served.watcher.registry_up
             self._totals.serves(name, served.directions, up)
-        return self._totals.text(waiting, running)
+        return self._totals.text(await self._store.totals(), waiting, running)
+
+    def _label(self, model: str, version: str | None, sha256: str | None) -> str:
+        served = self._models.get(model)
+        return served.label(version, sha256) if served is not None else version or "unknown"
 
     def _model(self, name: str) -> ServedModel:
         model = self._models.get(name)
@@ -164,6 +216,8 @@ class Gateway:
         job = await self._store.get(job_id)
         if job is None or job.owner != caller.owner:
             raise RequestError("There is no such video.", code="video_not_found", param="id")
+        if job.status == "expired":
+            raise RequestError("This video has expired; its files are gone.", code="video_expired", param="id")
         return job
 
     async def _video(self, job: Job) -> Video:

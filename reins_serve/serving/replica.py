@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from reins_serve.plugin import Direction, GenerationRecord, SteeringRow
 from reins_serve.serving.batching import Batch, Batcher, Ticket
 from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.inner_metrics import InnerMetrics
+from reins_serve.serving.memory import free_memory, out_of_memory
 from reins_serve.serving.messages import Clip, Failure, Message, Progress, Started
 from reins_serve.steering.confirm import confirm
 
 UNPROVED_LIMIT = 3
+STARVED_LIMIT = 3
 PROGRESS_INTERVAL_S = 0.2
 SHEET_FRAMES, SHEET_SIDE = 16, 128
 
@@ -42,6 +45,15 @@ FAILURES: dict[str, str] = {
 }
 
 logger = logging.getLogger(__name__)
+
+
+class Outcome(Enum):
+    """What came of one pipeline call."""
+
+    DONE = auto()
+    CANCELLED = auto()
+    FAILED = auto()
+    OUT_OF_MEMORY = auto()  # of a batch of several, and nobody was told yet
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ class VideoReplica:
             from reins_serve.calibration.live import LiveSampler  # with Parquet: only where traffic is sampled
 
             self._sampler = LiveSampler(config.sampling, self._entry, self._steering)
-        self._unproved = 0
+        self._unproved = self._starved = 0
         self._metrics = InnerMetrics(config.name)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="reins-encoder")
         self._batcher: Batcher[_Row] = Batcher(self._run, config.max_batch_size, config.max_batch_wait_ms / 1000)
@@ -88,10 +100,16 @@ class VideoReplica:
         return self._steering.proof is not None
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose health check raises: this one, after several batches in a row without proof."""
+        """Serve replaces a replica whose health check raises: this one, after several batches in a row without proof, or clips
+        in a row that memory did not hold: then some of it may have leaked."""
         if self._unproved >= UNPROVED_LIMIT:
             raise SteeringNotApplied(
                 f"{self._unproved} batches in a row could not be proved: this replica must be replaced."
+            )
+        if self._starved >= STARVED_LIMIT:
+            raise ReinsError(
+                f"{self._starved} clips in a row did not fit into memory, each on its own: this replica must be replaced.",
+                code="out_of_memory",
             )
 
     async def generate(self, clip: ClipRequest, steering: SteeringRow) -> AsyncIterator[Message]:
@@ -115,9 +133,18 @@ class VideoReplica:
             self._batcher.cancel(ticket)
 
     def _run(self, batch: Batch[_Row]) -> None:
-        """Generate one batch, in the batcher's thread."""
-        rows = [ticket.work for ticket in batch.tickets]
+        """Generate one batch, in the batcher's thread. One that does not fit into memory is tried again clip by clip, once."""
         _tell(batch, Started())
+        if self._generate(batch) is Outcome.OUT_OF_MEMORY:
+            for ticket in batch.tickets:
+                if not ticket.cancelled:
+                    self._generate(Batch((ticket,)))
+        if self._sampler is not None:
+            self._sampler.run(busy=lambda: self._batcher.waiting > 0)
+
+    def _generate(self, batch: Batch[_Row]) -> Outcome:
+        """One pipeline call. Its clips, or why there are none, go to those who asked, unless several ran out of memory."""
+        rows = [ticket.work for ticket in batch.tickets]
         began = last = time.perf_counter()
         reported = began
 
@@ -132,7 +159,7 @@ class VideoReplica:
 
         directions: list[Direction | None] = [None] * len(rows)
         try:
-            opened = self._steering.generation(rows=[row.steering for row in rows], on_step=on_step, cancel=batch.stop)
+            opened = self._steering.generation(rows=[row.steering for row in rows], on_step=on_step, cancel=batch)
             directions = opened.directions
             with opened as generation:
                 frames = generate(self._pipeline, self._entry, [row.clip for row in rows], generation.arguments)
@@ -140,21 +167,27 @@ class VideoReplica:
             for row, record in zip(rows, records, strict=True):
                 _check(row.steering, record)
         except GenerationCancelled:
-            return
+            return Outcome.CANCELLED
         except Exception as error:
             self._unproved += isinstance(error, SteeringNotApplied)
+            if out_of_memory(error):
+                free_memory(error)
+                if len(rows) > 1:
+                    logger.warning("a batch of %d did not fit into memory; its clips are made one by one", len(rows))
+                    return Outcome.OUT_OF_MEMORY
+                self._starved += 1
             for ticket, direction in zip(batch.tickets, directions, strict=True):
                 if not ticket.cancelled:
                     ticket.work.emit(failure(error, direction))
-            return
-        self._unproved = 0
+            return Outcome.FAILED
+        self._unproved = self._starved = 0
         seconds = time.perf_counter() - began
         self._metrics.stage("generate", seconds)
         for ticket, clip_frames, record in zip(batch.tickets, frames, records, strict=True):
             self._encoder.submit(self._deliver, ticket, clip_frames, record, seconds, len(rows))
         if self._sampler is not None:
             self._sampler.offer([row.clip for row in rows])
-            self._sampler.run(busy=lambda: self._batcher.waiting > 0)
+        return Outcome.DONE
 
     def _deliver(
         self, ticket: Ticket[_Row], frames: np.ndarray, record: GenerationRecord, seconds: float, batch_size: int
@@ -195,7 +228,7 @@ def failure(error: Exception, direction: Direction | None = None) -> Failure:
     """What a job's user is told of an exception, and what was to steer the clip; the log gets all of it."""
     logger.error("a generation failed", exc_info=error)
     code = error.code if isinstance(error, ReinsError) else "internal_error"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if out_of_memory(error):
         code = "out_of_memory"
     code = code if code in FAILURES else "internal_error"
     if direction is None:

@@ -1,11 +1,11 @@
 """The gateway's routes: HTTP in the shape of OpenAI's video jobs."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -15,6 +15,7 @@ from reins_serve.serving.admission import FORMS, JSON, read_body
 from reins_serve.serving.auth import Caller, identify
 from reins_serve.serving.files import MEDIA_TYPES, SUFFIXES
 from reins_serve.serving.gateway import Gateway
+from reins_serve.serving.ranges import content_response
 from reins_serve.serving.schema import (
     ContentQuery,
     CreateVideo,
@@ -32,13 +33,12 @@ Errors = dict[int | str, dict[str, Any]]
 
 
 def create_app(gateway: Gateway) -> FastAPI:
-    """The ASGI application of one gateway; its life span is that of the gateway's dispatchers."""
+    """The ASGI application of one gateway; the gateway works while it runs."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        running = asyncio.create_task(gateway.run())
-        yield
-        running.cancel()
+        async with gateway.running():
+            yield
 
     app = FastAPI(title="reins-serve", version=reins_serve.__version__, lifespan=lifespan)
     http_errors.install(app)
@@ -74,13 +74,17 @@ def create_app(gateway: Gateway) -> FastAPI:
         responses=_errors(400, 401, 404, 409, 410)
         | {200: {"content": {kind: {} for kind in set(MEDIA_TYPES.values())}}},
     )
-    async def download_video(video_id: str, query: Annotated[ContentQuery, Query()], asking: Asking) -> FileResponse:
+    async def download_video(
+        video_id: str,
+        query: Annotated[ContentQuery, Query()],
+        asking: Asking,
+        part: Annotated[str | None, Header(alias="range", include_in_schema=False)] = None,
+        if_range: Annotated[str | None, Header(include_in_schema=False)] = None,
+    ) -> Response:
         """The bytes of a completed video, its thumbnail or its spritesheet; ranges are honoured."""
-        path = await gateway.content(video_id, query.variant, asking)
+        content = await gateway.content(video_id, query.variant, asking)
         name = video_id + SUFFIXES[query.variant]
-        return FileResponse(
-            path, media_type=MEDIA_TYPES[query.variant], filename=name, content_disposition_type="inline"
-        )
+        return await run_in_threadpool(content_response, content, MEDIA_TYPES[query.variant], name, part, if_range)
 
     @app.get("/v1/models", responses=_errors(401))
     async def list_models(asking: Asking) -> ModelList:

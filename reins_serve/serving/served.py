@@ -1,14 +1,18 @@
 """A model of this application as the gateway knows it: its configuration, its catalogue entry and its directions."""
 
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from reins_serve.errors import ReinsError
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.plugin import load_directions, store_of
 from reins_serve.rollout.watcher import Watcher
 from reins_serve.serving.config import ModelConfig
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import check_policy
+
+logger = logging.getLogger(__name__)
 
 
 class ServedModel:
@@ -31,6 +35,15 @@ class ServedModel:
         """Take up other directions. Raises PolicyError, SteeringUnavailable."""
         check_policy(self.config.policy, directions)
         self.directions = MappingProxyType(dict(directions))
+
+    def could_start(self) -> bool:
+        """Whether a replica that starts now would find the directions that it needs. Reads storage."""
+        try:
+            serve_model(self.config)
+        except ReinsError as error:
+            logger.warning("no replica of %s could start: %s", self.config.name, error)
+            return False
+        return True
 
     def label(self, version: str | None, sha256: str | None) -> str:
         """What metrics call a version: its number in the store, or what the file calls itself."""

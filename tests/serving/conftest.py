@@ -1,8 +1,6 @@
 """A tiny checkpoint and a replica of it for tests in one process, and the application on Ray for the tests that need it."""
 
 import dataclasses
-import random
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,15 @@ from reins_serve.serving.app import build
 from reins_serve.serving.config import ModelConfig, hash_key
 from reins_serve.serving.replica import VideoReplica
 from tests import tiny
+from tests.serving.databases import (  # noqa: F401
+    anyio_backend,
+    jobs,
+    jobs_url,
+    postgres,
+    postgres_url,
+)
 from tests.serving.local import application, served
+from tests.serving.ports import free_port
 
 ADMIN_KEY = "an admin key for tests"
 
@@ -95,12 +101,3 @@ def http(server: str) -> Iterator[httpx.Client]:
     """A client of the server."""
     with httpx.Client(base_url=server, timeout=60) as made:
         yield made
-
-
-def free_port() -> int:
-    """A port that is free now, outside the ranges from which Ray's workers and the system take theirs."""
-    for port in random.sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise OSError("no free port between 20000 and 30000")

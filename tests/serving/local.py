@@ -49,6 +49,8 @@ class LocalStream:
 class LocalReplicas:
     """One replica in this process."""
 
+    running = 1
+
     def __init__(self, replica: VideoReplica) -> None:
         self._replica = replica
 
@@ -60,8 +62,10 @@ class LocalReplicas:
 
 
 def application(model: ModelConfig, output_dir: Path, **changes: object) -> ApplicationConfig:
-    """A configuration that serves one model."""
-    return ApplicationConfig.model_validate({"models": (model,), "output_dir": str(output_dir)} | changes)
+    """A configuration that serves one model; its database lies beside the clips, and nothing is waited for at the end."""
+    database = f"sqlite:///{output_dir}.sqlite3"
+    base = {"models": (model,), "output_dir": str(output_dir), "database": database, "drain_s": 0}
+    return ApplicationConfig.model_validate(base | changes)
 
 
 @contextmanager

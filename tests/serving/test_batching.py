@@ -104,9 +104,9 @@ def test_a_batch_stops_only_when_all_its_tickets_are_cancelled(
     gate.wait(1)
     assert gate.last is not None
     made.cancel(first)
-    assert not gate.last.stop.is_set()
+    assert not gate.last.is_set()
     made.cancel(second)
-    assert gate.last.stop.is_set()
+    assert gate.last.is_set()
 
 
 def test_an_exception_ends_only_its_own_batch(gate: Gate) -> None:

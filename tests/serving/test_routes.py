@@ -197,14 +197,20 @@ def test_other_shapes_do_not_join(client: TestClient, hold: threading.Event) -> 
 def test_a_running_job_stops_at_the_next_step_when_it_is_deleted(
     client: TestClient, replica: VideoReplica, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    steps, reached, go = [], threading.Event(), threading.Event()
+    steps, reached, go, stopped = [], threading.Event(), threading.Event(), threading.Event()
+    cancel = replica._batcher.cancel
 
     def step(seconds: float) -> None:
         steps.append(seconds)
         reached.set()
         go.wait()
 
+    def cancelled(ticket: Any) -> None:
+        cancel(ticket)
+        stopped.set()
+
     monkeypatch.setattr(replica._metrics, "denoise_step", step)
+    monkeypatch.setattr(replica._batcher, "cancel", cancelled)
     job = create(client, num_inference_steps=50)
     reached.wait()
     assert client.get(f"/v1/videos/{job['id']}").json()["status"] == "in_progress"
@@ -213,7 +219,7 @@ def test_a_running_job_stops_at_the_next_step_when_it_is_deleted(
         "object": "video.deleted",
         "deleted": True,
     }
-    until(lambda: replica._batcher._running is None or replica._batcher._running.stop.is_set())
+    stopped.wait()
     go.set()
     assert finished(client, create(client))["status"] == "completed"
     assert len(steps) == 1 + 4
@@ -237,7 +243,7 @@ def test_a_deleted_row_of_a_batch_vanishes_and_the_others_are_finished(
 
 def test_deleting_a_finished_job_removes_its_files(client: TestClient, tmp_path: Path) -> None:
     job = finished(client, create(client))
-    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {job["id"]}
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {f"{job['id']}-1"}
     client.delete(f"/v1/videos/{job['id']}")
     assert list(tmp_path.iterdir()) == []
     assert error(client.delete(f"/v1/videos/{job['id']}"))[:2] == (404, "video_not_found")

@@ -36,6 +36,14 @@ class Files(ABC):
         with self._told("read", path):
             return self._read(path)
 
+    def size(self, path: str) -> int | None:
+        """How many bytes a file has; None where there is none."""
+        with self._told("read", path):
+            try:
+                return self._size(path)
+            except FileNotFoundError:
+                return None
+
     def folder(self, folder: str) -> dict[str, Stored]:
         """All files directly in a folder, by name, sorted."""
         names = self.names(folder)
@@ -80,6 +88,9 @@ class Files(ABC):
 
     @abstractmethod
     def _read(self, path: str) -> Stored | None: ...
+
+    @abstractmethod
+    def _size(self, path: str) -> int: ...
 
     def _read_all(self, paths: Sequence[str]) -> list[Stored | None]:
         return [self._read(path) for path in paths]

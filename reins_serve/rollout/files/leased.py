@@ -44,6 +44,9 @@ class LeasedFiles(Files):
             return None
         return Stored(data, tag_of(data))
 
+    def _size(self, path: str) -> int:
+        return int(self._system.size(self.where(path)))
+
     def _put(self, path: str, data: bytes) -> None:
         folder, _, name = self.where(path).rpartition("/")
         self._system.makedirs(folder, exist_ok=True)

@@ -28,6 +28,9 @@ class LocalFiles(Files):
             return None
         return Stored(data, tag_of(data))
 
+    def _size(self, path: str) -> int:
+        return self._path(path).stat().st_size
+
     def _put(self, path: str, data: bytes) -> None:
         target = self._path(path)
         target.parent.mkdir(parents=True, exist_ok=True)

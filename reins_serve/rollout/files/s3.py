@@ -57,6 +57,9 @@ class S3Files(Files):
             async with answer["Body"] as body:
                 return Stored(await body.read(), answer["ETag"])
 
+    def _size(self, path: str) -> int:
+        return int(self._system.info(self.where(path), refresh=True)["size"])
+
     def _put(self, path: str, data: bytes) -> None:
         self._system.call_s3("put_object", **self._object(path), Body=data)
 

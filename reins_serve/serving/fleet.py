@@ -1,0 +1,91 @@
+"""The replicas of one model, and how many of them run now, as Serve has them."""
+
+import asyncio
+import logging
+import threading
+from typing import Protocol, cast
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from reins_serve.serving.jobs import Job
+from reins_serve.serving.leases import Stream
+
+ASK_PERIOD_S = 1.0
+PROOF_TIMEOUT_S = 3.0
+
+logger = logging.getLogger(__name__)
+
+
+class Replicas(Protocol):
+    """The replicas of one model."""
+
+    @property
+    def running(self) -> int:
+        """How many take jobs now; those that load, or finish what they have before they go, do not count."""
+
+    def generate(self, job: Job) -> Stream:
+        """Hand a job to one of them."""
+
+    async def proved(self) -> bool:
+        """Whether at least one of them has passed its start-up proof."""
+
+
+class Census:
+    """How many replicas of each deployment of an application run, asked about once a second in a thread of its own.
+
+    Serve's router knows it at once, but keeps it to itself. `serve.status()` costs 14 ms here and 3 ms in Serve's controller.
+    """
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+        self._running: dict[str, int] = {}
+        self._stop = threading.Event()
+        threading.Thread(target=self._loop, name="reins-census", daemon=True).start()
+
+    def running(self, deployment: str) -> int:
+        """Replicas that run; while Serve does not answer, as many as it last said."""
+        return self._running.get(deployment, 0)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._stop.set()
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                found = serve.status().applications.get(self._application)
+                deployments = {} if found is None else found.deployments
+                self._running = {name: status.replica_states.get("RUNNING", 0) for name, status in deployments.items()}
+            except Exception as error:
+                logger.warning("Serve does not say how many replicas run: %s", error)
+            if self._stop.wait(ASK_PERIOD_S):
+                return
+
+
+class ServeReplicas:
+    """The replicas of one model behind a Serve handle."""
+
+    def __init__(self, handle: DeploymentHandle, census: Census) -> None:
+        self._handle = handle
+        self._streaming = handle.options(stream=True)
+        self._census = census
+
+    @property
+    def running(self) -> int:
+        return self._census.running(self._handle.deployment_name)
+
+    def generate(self, job: Job) -> Stream:
+        """Hand a job to a replica that Serve chooses."""
+        return cast(Stream, self._streaming.generate.remote(job.clip, job.row))
+
+    async def proved(self) -> bool:
+        """Whether a replica answers that its proof passed. Nobody is asked while there is none: Serve would start one for it."""
+        if not self.running:
+            return False
+        response = self._handle.proved.remote()
+        try:
+            return bool(await asyncio.wait_for(response, PROOF_TIMEOUT_S))
+        except Exception:
+            response.cancel()
+            return False
