@@ -7,6 +7,7 @@ from typing import Protocol, cast
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
 
 from reins_serve.serving.jobs import Job
 from reins_serve.serving.leases import Stream
@@ -56,7 +57,9 @@ class Census:
             try:
                 found = serve.status().applications.get(self._application)
                 deployments = {} if found is None else found.deployments
-                self._running = {name: status.replica_states.get("RUNNING", 0) for name, status in deployments.items()}
+                self._running = {
+                    name: status.replica_states.get(ReplicaState.RUNNING, 0) for name, status in deployments.items()
+                }
             except Exception as error:
                 logger.warning("Serve does not say how many replicas run: %s", error)
             if self._stop.wait(ASK_PERIOD_S):

@@ -1,8 +1,10 @@
 """A tiny checkpoint and a replica of it for tests in one process, and the application on Ray for the tests that need it."""
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -10,6 +12,7 @@ from ray import serve
 from starlette.testclient import TestClient
 
 from reins_serve.models import catalog
+from reins_serve.serving import replica as replica_module
 from reins_serve.serving.app import build
 from reins_serve.serving.config import ModelConfig, hash_key
 from reins_serve.serving.replica import VideoReplica
@@ -56,6 +59,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelConfig
 def replica(tiny_model: ModelConfig) -> VideoReplica:
     """A fresh replica of the tiny model."""
     return VideoReplica(tiny_model)
+
+
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Batches wait, before their pipeline call, until this event is set."""
+    event, real = threading.Event(), replica_module.generate
+
+    def generate(*arguments: Any) -> Any:
+        event.wait()
+        return real(*arguments)
+
+    monkeypatch.setattr(replica_module, "generate", generate)
+    yield event
+    event.set()
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """A gateway's dispatching in one event loop: real jobs in SQLite, real files, and streams that the test writes itself."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-from reins_serve.models.generation import ClipRequest
-from reins_serve.plugin import GenerationRecord, SteeringRow
 from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.dispatch import Dispatcher
 from reins_serve.serving.files import ClipFiles
@@ -17,16 +16,12 @@ from reins_serve.serving.messages import Clip, Message
 from reins_serve.serving.runs import Runs
 from reins_serve.serving.sql_jobs import SqlJobs
 from reins_serve.serving.upkeep import Upkeep
+from tests.serving.examples import OFF, job
 
 PATIENCE_S = 60.0
 MODEL = ModelConfig.model_validate({"name": "tiny", "directions": {"live": "live.safetensors"}, "max_batch_size": 2})
-RECORD = GenerationRecord(None, None, None, None, "off", 0.0, 0, 0, 0, 0, None, None, None, False, False, "admin")
-CLIP = Clip(b"video", b"thumbnail", b"spritesheet", RECORD, 0.1, 1)
+CLIP = Clip(b"video", b"thumbnail", b"spritesheet", OFF, 0.1, 1)
 KINDS = {".mp4", ".thumbnail.png", ".spritesheet.png"}
-
-
-def job(name: str, owner: str = "me") -> Job:
-    return Job(name, owner, "tiny", ClipRequest("a clip", 0, 16, 16, 4, 4, 4.0), SteeringRow(None, 0.0))
 
 
 class Stream:
@@ -84,9 +79,9 @@ class Faults:
 class Desk:
     """What one gateway does for one model. Its replicas are the test's: `streams` by job, the newest attempt."""
 
-    def __init__(self, folder: Path, holder: str = "one", lease_s: float = 30.0) -> None:
-        url = f"sqlite:///{folder}/jobs.sqlite3"
-        self.store = Faults(SqlJobs(url, lease_s=lease_s, retention_s=None))
+    def __init__(self, folder: Path, holder: str = "one", retention_s: float | None = None) -> None:
+        self._database = folder / "jobs.sqlite3"
+        self.store = Faults(SqlJobs(f"sqlite:///{self._database}", lease_s=10_000, retention_s=retention_s))
         self.folder = folder / "clips"
         self.files = ClipFiles(str(self.folder))
         self.running = 1
@@ -118,6 +113,11 @@ class Desk:
         for name in names:
             await self.store.add(job(name), 99)
         self.dispatcher.wake()
+
+    def lapse(self, name: str) -> None:
+        """Let the lease of a job run out at once."""
+        with closing(sqlite3.connect(self._database, isolation_level=None)) as connection:
+            connection.execute("UPDATE jobs SET lease_until = 0 WHERE id = ?", (name,))
 
     async def stream(self, name: str, attempt: int = 1) -> Stream:
         """Wait until an attempt of a job is at a replica."""

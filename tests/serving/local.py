@@ -61,7 +61,7 @@ class LocalReplicas:
         return self._replica.proved()
 
 
-def application(model: ModelConfig, output_dir: Path, **changes: object) -> ApplicationConfig:
+def application(model: ModelConfig, output_dir: Path | str, **changes: object) -> ApplicationConfig:
     """A configuration that serves one model; its database lies beside the clips, and nothing is waited for at the end."""
     database = f"sqlite:///{output_dir}.sqlite3"
     base = {"models": (model,), "output_dir": str(output_dir), "database": database, "drain_s": 0}

@@ -226,22 +226,18 @@ def test_claims_go_on_after_the_database_was_away(tmp_path: Path) -> None:
 
 def test_a_gateway_that_dies_leaves_its_jobs_to_the_others_and_one_set_of_files(tmp_path: Path) -> None:
     async def story() -> None:
-        one, two = Desk(tmp_path, "one", lease_s=0.2), Desk(tmp_path, "two", lease_s=0.2)
-        two.running = 0
+        one, two = Desk(tmp_path, "one"), Desk(tmp_path, "two")
+        async with one.at_work():
+            await one.add("a")
+            one.store.down.add("complete")  # it dies between the files and the record
+            (await one.stream("a")).say(Started(), CLIP)
+            await eventually(lambda: "complete" in one.store.calls)
+        assert one.names() == names_of("a", 1)
         async with two.at_work():
-            async with one.at_work():
-                await one.add("a")
-                one.store.down.add("complete")  # it dies between the files and the record
-                (await one.stream("a")).say(Started(), CLIP)
-                await eventually(lambda: "complete" in one.store.calls)
-            assert one.names() == names_of("a", 1)
-            two.running = 1
-
-            async def reaped() -> bool:
-                await two.upkeep.reap()
-                return "a" in two.streams
-
-            await eventually(reaped)
+            await two.upkeep.reap()
+            assert not two.streams  # the lease is not over
+            two.lapse("a")
+            await two.upkeep.reap()
             (await two.stream("a", 2)).say(Started(), CLIP)
             assert (await two.over("a")).status == "completed"
             assert two.names() == names_of("a", 2)
@@ -251,21 +247,18 @@ def test_a_gateway_that_dies_leaves_its_jobs_to_the_others_and_one_set_of_files(
 
 def test_a_holder_that_was_given_up_harms_nothing_when_it_comes_back(tmp_path: Path) -> None:
     async def story() -> None:
-        one, two = Desk(tmp_path, "one", lease_s=0.2), Desk(tmp_path, "two", lease_s=0.2)
+        one, two = Desk(tmp_path, "one"), Desk(tmp_path, "two")
         two.running = 0
         async with one.at_work(), two.at_work():
             await one.add("a")
             stream = await one.stream("a")
+            one.store.down.add("renew")
             stream.say(Started())
             await eventually(lambda: "begin" in one.store.calls)
-            one.store.down.add("renew")
+            await eventually(lambda: "renew" in one.store.calls)
             one.running, two.running = 0, 1
-
-            async def reaped() -> bool:
-                await two.upkeep.reap()
-                return "a" in two.streams
-
-            await eventually(reaped)
+            two.lapse("a")
+            await two.upkeep.reap()
             (await two.stream("a", 2)).say(Started(), CLIP)
             assert (await two.over("a")).status == "completed"
             stream.say(CLIP)
@@ -279,28 +272,18 @@ def test_a_holder_that_was_given_up_harms_nothing_when_it_comes_back(tmp_path: P
 def test_a_job_that_lost_two_gateways_fails_without_files(tmp_path: Path) -> None:
     async def story() -> None:
         for attempt in (1, 2):
-            desk = Desk(tmp_path, f"gateway {attempt}", lease_s=0.1)
-            if attempt == 1:
-                await desk.add("a")
+            desk = Desk(tmp_path, f"gateway {attempt}")
             desk.store.down.add("complete")
             async with desk.at_work():
-
-                async def reaped(desk: Desk = desk) -> bool:
-                    await desk.upkeep.reap()
-                    return "a" in desk.streams
-
-                await eventually(reaped)
+                if attempt == 1:
+                    await desk.add("a")
                 (await desk.stream("a", attempt)).say(Started(), CLIP)
                 await eventually(lambda desk=desk: "complete" in desk.store.calls)
-        last = Desk(tmp_path, "the last", lease_s=0.1)
-
-        async def failed() -> bool:
-            await last.upkeep.reap()
-            return (await last.store.get("a")).status == "failed"
-
-        await eventually(failed)
-        assert (await last.store.get("a")).error.code == "worker_lost"
-        assert last.names() == set()
+            desk.lapse("a")
+            await desk.upkeep.reap()
+        lost = await desk.store.get("a")
+        assert (lost.status, lost.error.code) == ("failed", "worker_lost")
+        assert desk.names() == set()
 
     asyncio.run(story())
 

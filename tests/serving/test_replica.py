@@ -1,5 +1,6 @@
 """A replica serves nothing that it cannot prove: each test removes a part of the safety and sees the failure."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from starlette.testclient import TestClient
 
 from reins_serve.calibration.activations import open_activations
 from reins_serve.calibration.live import SamplingConfig
-from reins_serve.errors import DirectionError, SteeringNotApplied
+from reins_serve.errors import DirectionError, ReinsError, SteeringNotApplied
 from reins_serve.models.options import LoadingOptions
 from reins_serve.serving import replica as replica_module
+from reins_serve.serving import runs
 from reins_serve.serving.config import ModelConfig
-from reins_serve.serving.replica import UNPROVED_LIMIT, VideoReplica
+from reins_serve.serving.memory import free_memory, out_of_memory
+from reins_serve.serving.replica import STARVED_LIMIT, UNPROVED_LIMIT, VideoReplica
 from reins_serve.steering.blocks import remove_hooks
 from reins_serve.steering.hook import HOOK_NAME
 from reins_serve.steering.middleware import _Serving
@@ -114,6 +117,81 @@ def test_other_failures_have_their_code_and_tell_no_details(
     assert finished(client, create(client))["status"] == "completed"
 
 
+class Memory:
+    """Holds so many clips of one call, as a GPU does; what was asked of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, clips: int) -> None:
+        self.clips = clips
+        self.calls: list[int] = []
+        real = replica_module.generate
+
+        def generate(pipeline: Any, entry: Any, requests: Any, arguments: Any) -> Any:
+            self.calls.append(len(requests))
+            if len(requests) > self.clips:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(pipeline, entry, requests, arguments)
+
+        monkeypatch.setattr(replica_module, "generate", generate)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_made_clip_by_clip(
+    client: TestClient, replica: VideoReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(monkeypatch, clips=1)
+    replica._batcher._max_wait_s = 1000.0
+    jobs = [create(client, seed=seed) for seed in range(4)]
+    videos = [finished(client, job) for job in jobs]
+    assert [video["status"] for video in videos] == ["completed"] * 4
+    assert all(video["steering"]["proved"] for video in videos)
+    assert memory.calls == [4, 1, 1, 1, 1]
+    assert metric(client, 'reins_batch_size_bucket{le="1.0",model="tiny"}') == 4
+    replica.check_health()
+
+
+def test_a_replica_that_ran_out_of_memory_is_healthy_until_it_happens_again_and_again(
+    client: TestClient, replica: VideoReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(monkeypatch, clips=0)
+    for _ in range(STARVED_LIMIT - 1):
+        _fails(client, tmp_path, "out_of_memory")
+        replica.check_health()
+    memory.clips = 1
+    assert finished(client, create(client))["status"] == "completed"
+    memory.clips = 0
+    for _ in range(STARVED_LIMIT):
+        replica.check_health()
+        _fails(client, tmp_path, "out_of_memory")
+    with pytest.raises(ReinsError, match="did not fit into memory"):
+        replica.check_health()
+
+
+def test_a_broken_generation_holds_no_memory_afterwards() -> None:
+    class Tensor:
+        pass
+
+    held: list[weakref.ref[Tensor]] = []
+
+    def starve() -> None:
+        large = Tensor()
+        held.append(weakref.ref(large))
+        raise torch.OutOfMemoryError(f"no room beside {large}")
+
+    try:
+        starve()
+    except torch.OutOfMemoryError as error:
+        kept = error
+    assert held[0]() is not None
+    free_memory(kept)
+    assert held[0]() is None
+
+
+def test_a_tensor_that_the_host_has_no_room_for_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert out_of_memory(raised.value)
+    assert not out_of_memory(RuntimeError("another one"))
+
+
 def test_a_replica_that_cannot_prove_its_batches_asks_to_be_replaced(client: TestClient, replica: VideoReplica) -> None:
     remove_hooks(replica._steering.pipeline, HOOK_NAME)
     for _ in range(UNPROVED_LIMIT):
@@ -141,6 +219,8 @@ def test_a_full_disk_fails_the_job_and_leaves_nothing(
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(runs, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(runs, "LONGEST_PAUSE_S", 0.01)
     _fails(client, tmp_path, "storage_error")
 
 

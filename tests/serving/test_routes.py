@@ -1,7 +1,6 @@
 """The HTTP API over a real gateway and a real replica of a tiny model, in one process."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,6 @@ from tests.serving.conftest import ADMIN_KEY
 from tests.serving.local import application, create, error, finished, metric, served, until
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
-
-
-@pytest.fixture
-def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Batches wait, before their pipeline call, until this event is set."""
-    event, real = threading.Event(), replica_module.generate
-
-    def generate(*arguments: Any) -> Any:
-        event.wait()
-        return real(*arguments)
-
-    monkeypatch.setattr(replica_module, "generate", generate)
-    yield event
-    event.set()
 
 
 def test_a_job_becomes_a_playable_clip_that_says_how_it_was_steered(client: TestClient) -> None:

@@ -15,7 +15,7 @@ from ray.serve.config import AutoscalingPolicy
 from reins_serve.serving import backlog, scaling
 from reins_serve.serving.scaling import BacklogPolicy
 from reins_serve.serving.sql_jobs import SqlJobs
-from tests.serving.desk import job
+from tests.serving.examples import job
 from tests.serving.local import until
 
 NOW = SimpleNamespace(target_num_replicas=7, current_num_replicas=7)

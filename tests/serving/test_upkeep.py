@@ -6,31 +6,27 @@ from pathlib import Path
 import pytest
 
 from reins_serve.errors import StorageError
-from reins_serve.serving import leases, upkeep
-from reins_serve.serving.files import ClipFiles
+from reins_serve.serving import upkeep
 from reins_serve.serving.messages import Started
-from reins_serve.serving.sql_jobs import SqlJobs
-from reins_serve.serving.upkeep import Upkeep
-from tests.serving.desk import CLIP, Desk, Faults, eventually, names_of
+from tests.serving.desk import CLIP, Desk, eventually, names_of
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "PERIOD_S", 0.05)
-    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(upkeep, "PERIOD_S", 0.02)
 
 
 def test_record_and_files_expire_together_even_if_storage_refuses_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        desk = Desk(tmp_path)
-        async with desk.at_work():
-            await desk.add("a")
-            (await desk.stream("a")).say(Started(), CLIP)
-            await desk.over("a")
-        files = ClipFiles(str(desk.folder))
-        real, refused = files._files.delete, []
+        desk, brief = Desk(tmp_path, "one"), Desk(tmp_path, "two", retention_s=0.01)
+        for name, one in (("kept", desk), ("brief", brief)):
+            async with one.at_work():
+                await one.add(name)
+                (await one.stream(name)).say(Started(), CLIP)
+                await one.over(name)
+        real, refused = brief.files._files.delete, []
 
         def delete(path: str) -> None:
             if not refused:
@@ -38,42 +34,31 @@ def test_record_and_files_expire_together_even_if_storage_refuses_at_first(
                 raise StorageError("away")
             real(path)
 
-        monkeypatch.setattr(files._files, "delete", delete)
-        # The job was completed in a store that keeps it for ever: another one expires what it completes itself.
-        brief = SqlJobs(f"sqlite:///{tmp_path}/jobs.sqlite3", retention_s=0.05)
-        desk.store = Faults(brief)
-        second = Desk(tmp_path, "two")
-        second.store._store = brief
-        async with second.at_work():
-            await second.add("b")
-            (await second.stream("b")).say(Started(), CLIP)
-            await second.over("b")
-        task = asyncio.create_task(Upkeep(brief, files).run())
-        await eventually(lambda: second.names() == names_of("a", 1))
+        monkeypatch.setattr(brief.files._files, "delete", delete)
+        upkeeping = asyncio.create_task(brief.upkeep.run())
+        await eventually(lambda: brief.names() == names_of("kept", 1))
+        upkeeping.cancel()
         assert refused
-        assert (await brief.get("a")).status == "completed"  # type: ignore[union-attr]
-        task.cancel()
+        assert (await desk.store.get("kept")).status == "completed"
+        gone = await desk.store.get("brief")
+        assert gone is None or gone.status == "expired"
 
     asyncio.run(story())
 
 
 def test_nobody_is_reaped_in_the_first_round_after_the_database_was_away(tmp_path: Path) -> None:
     async def story() -> None:
-        desk, other = Desk(tmp_path, lease_s=0.3), Desk(tmp_path, "two", lease_s=0.3)
-        other.running = 0
-        async with desk.at_work():
-            await desk.add("a")
-            stream = await desk.stream("a")
-            desk.store.down |= {"renew"}
-            other.store.down |= {"expire"}
-            task = asyncio.create_task(other.upkeep.run())
-            await asyncio.sleep(0.5)  # the lease is over, and nobody could tell anybody
+        desk = Desk(tmp_path)
+        desk.store.down.add("expire")
+        upkeeping = asyncio.create_task(desk.upkeep.run())
+        for _ in range(2):
+            failed = len(desk.store.calls)
+            await eventually(lambda failed=failed: len(desk.store.calls) > failed)
             desk.store.down.clear()
-            other.store.down.clear()
-            await eventually(lambda: other.store.calls.count("reap") > 1)
-            assert not stream.cancelled
-            stream.say(Started(), CLIP)
-            assert (await desk.over("a")).attempts == 1
-            task.cancel()
+            answered = len(desk.store.calls)
+            await eventually(lambda answered=answered: "reap" in desk.store.calls[answered:])
+            assert desk.store.calls[answered : answered + 3] == ["expire", "expire", "reap"]
+            desk.store.down.add("expire")
+        upkeeping.cancel()
 
     asyncio.run(story())
