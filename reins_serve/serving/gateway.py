@@ -201,6 +201,7 @@ class Gateway:
         for name, served in self._models.items():
             up = None if served.watcher is None else served.watcher.registry_up
             self._totals.serves(name, served.directions, up)
+            self._totals.requires(name, served.config.policy.required)
         return self._totals.text(await self._store.totals(), waiting, running)
 
     def _label(self, model: str, version: str | None, sha256: str | None) -> str:
