@@ -102,14 +102,15 @@ class Gateway:
                 raise error
 
     async def _drain(self) -> None:
-        """Wait for the clips on their way; hand back those that take longer than `drain_s`."""
+        """Hand back the jobs that have not begun, and wait for the clips that are being made; after `drain_s` those go back too."""
         runs = [run for dispatcher in self._dispatchers.values() for run in dispatcher.on_their_way]
         if not runs:
             return
-        logger.info("waiting for %d clips before this gateway goes", len(runs))
+        logger.info("waiting for at most %d clips before this gateway goes", len(runs))
+        self._leases.hand_back(begun=False)
         _, late = await asyncio.wait(runs, timeout=self.config.drain_timeout_s)
         if late:
-            self._leases.stop_all()
+            self._leases.hand_back(begun=True)
             _, late = await asyncio.wait(late, timeout=HAND_BACK_S)
         for run in late:
             run.cancel()
