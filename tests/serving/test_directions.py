@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
+from reins_serve.calibration import judges
 from reins_serve.errors import RegistryUnavailable, SignatureError, SteeringNotApplied, SteeringUnavailable
 from reins_serve.rollout import watcher as watcher_module
 from reins_serve.rollout.signatures import short
@@ -20,6 +21,7 @@ from reins_serve.serving.replica import VideoReplica
 from reins_serve.serving.served import serve_model
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import takes_candidate
+from tests.calibration.test_outputs import CONFIG, Brightness
 from tests.rollout.conftest import Key, made
 from tests.serving.conftest import ADMIN_KEY
 from tests.serving.local import application, create, error, finished, metric, served, until
@@ -199,6 +201,51 @@ def test_the_live_direction_comes_from_one_place(stored_model: ModelConfig, tiny
     second = stored_model.model_dump() | {"name": "embedded", "store": "elsewhere"}
     with pytest.raises(ValidationError, match="one registry keeps one store"):
         ApplicationConfig.model_validate({"models": [stored_model.model_dump(), second]})
+
+
+def test_a_canary_with_limits_is_declared_over_http(followed: tuple[TestClient, VideoReplica]) -> None:
+    client, replica = followed
+    publish(client, made(1).data)
+    limits = {"min_generations": 50, "max_failed_rate": 0.05, "min_score": -1.0, "deadline_s": 600}
+    pointer = move(client, "canary", version="2", fraction=0.25, auto=limits)
+    assert {name: pointer["auto"]["limits"][name] for name in limits} == limits
+    until(lambda: replica._steering.fraction == 0.25)
+    assert replica._steering.watcher.snapshot.auto.limits.min_generations == 50
+    (listed,) = client.get("/v1/directions", headers=ADMIN).json()["data"]
+    assert listed["versions"][1]["auto"]["limits"]["max_failed_rate"] == 0.05
+    move(client, "withdraw")
+
+
+@pytest.mark.parametrize(
+    ("auto", "expected"),
+    [
+        ({"min_generations": 50}, (400, "invalid_value")),
+        ({"min_generations": 0, "max_failed_rate": 0.1}, (400, "invalid_value")),
+        ({"min_generations": 50, "max_failed": 0.1}, (400, "unknown_parameter")),
+    ],
+)
+def test_limits_that_say_too_little_are_refused_over_http(
+    followed: tuple[TestClient, VideoReplica], auto: dict, expected: tuple[int, str]
+) -> None:
+    client, _ = followed
+    publish(client, made(1).data)
+    body = {"why": "a test", "version": "2", "fraction": 0.1, "auto": auto}
+    assert error(client.post("/v1/directions/tiny/canary", json=body, headers=ADMIN))[:2] == expected
+
+
+def test_a_judge_of_delivered_clips_tells_the_versions_apart(
+    stored_model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judges, "load", lambda config: Brightness())
+    replica = VideoReplica(stored_model.model_copy(update={"judging": CONFIG}))
+    with served(replica, application(stored_model, tmp_path / "clips")) as client:
+        assert finished(client, create(client))["status"] == "completed"
+        assert finished(client, create(client, steering={"strength": 1.0}))["status"] == "completed"
+        until(lambda: replica._outputs.judged + replica._outputs.dropped == 2)
+    replica._steering.watcher.close()
+    counts = replica._steering.outcomes.counts()
+    assert set(counts) == {ONE}
+    assert (counts[ONE].steered, counts[ONE].judged) == (1, 1)  # who asked for a strength is not compared
 
 
 class TestSigned:
