@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 
+from reins_serve.models import catalog
 from reins_serve.serving.admission import Submission, admit
 from reins_serve.serving.auth import Caller
 from reins_serve.serving.config import ApplicationConfig
@@ -225,7 +226,9 @@ class Gateway:
         return _there(job)
 
     async def _video(self, job: Job) -> Video:
-        return video(job, self._models[job.model].entry, await self._store.position(job))
+        served = self._models.get(job.model)  # None: it was served when the job was made
+        entry = catalog.get(job.model) if served is None else served.entry
+        return video(job, entry, await self._store.position(job))
 
 
 def _there(job: Job) -> Job:
