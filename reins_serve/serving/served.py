@@ -49,10 +49,12 @@ def serve_model(config: ModelConfig) -> ServedModel:
     """
     entry = config.catalog_entry()
     directions = load_directions(config.directions)
-    address, watcher = store_of(config.sources), None
-    if address is not None:
-        watcher = Watcher(address, config.name, directions, replica="")
-        first, _ = watcher.first(config.policy.required)
-        directions = {**directions, **first}
-    check_policy(config.policy, directions)
-    return ServedModel(config, entry, directions, watcher)
+    address = store_of(config.sources)
+    if address is None:
+        check_policy(config.policy, directions)
+        return ServedModel(config, entry, directions, None)
+    watcher = Watcher(address, config.name, directions, replica="")
+    first, _ = watcher.first(config.policy.required)
+    served = ServedModel(config, entry, directions, watcher)
+    watcher.begin(served, first)
+    return served

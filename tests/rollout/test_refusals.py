@@ -89,12 +89,13 @@ def test_at_publish(local: DirectionStore, data: bytes, reason: str) -> None:
 def test_at_a_replica_that_serves(
     replica: SteeringMiddleware, place: str, data: bytes, reason: str, tmp_path: Path
 ) -> None:
-    watcher, before = Watcher(f"reins://{tmp_path}", "tiny", replica=""), dict(replica.directions)
+    watcher = Watcher(f"reins://{tmp_path}", "tiny", replica="")
     good, bad = staged(made(0).data), staged(data)
     watcher.take(Snapshot("tiny", 9, bad) if place == "live" else Snapshot("tiny", 9, good, bad, 0.5), replica)
+    after = {name: direction.sha256 for name, direction in replica.directions.items()}
     assert watcher.error is not None and re.search(reason, watcher.error)
     assert watcher.refused == 1
-    assert (dict(replica.directions), replica.fraction) == (before, 0.0)
+    assert (after, replica.fraction) == ({"live": made(0).sha256}, 0.0)
 
 
 @each
@@ -102,3 +103,22 @@ def test_at_a_replica_that_starts(data: bytes, reason: str, tmp_path: Path, monk
     monkeypatch.setattr(Source, "first", lambda self: Snapshot("tiny", 9, staged(data)))
     with pytest.raises((SteeringUnavailable, DirectionError), match=reason):
         attach(tiny.pipeline(), model="tiny", directions=f"reins://{tmp_path}")
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["starts", "serves"])
+def test_a_candidate_that_does_not_suit_the_replica_keeps_no_live_direction_out(
+    replica: SteeringMiddleware, started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = staged(REFUSED["another width"][0])
+    snapshot = Snapshot("tiny", 9, Staged(made(2).sha256, 3, made(2).data), wide, 0.5)
+    monkeypatch.setattr(Source, "first", lambda self: snapshot)
+    if started:
+        watcher, steering = Watcher(f"reins://{tmp_path}", "tiny", replica=""), replica
+        watcher.take(snapshot, steering)
+    else:
+        steering = attach(tiny.pipeline(), model="tiny", directions=f"reins://{tmp_path}")
+        watcher = steering.watcher
+        watcher.close()
+    assert "width is 8" in watcher.error
+    assert {name: direction.sha256 for name, direction in steering.directions.items()} == {"live": made(2).sha256}
+    assert steering.fraction == 0
