@@ -99,7 +99,10 @@ DIRECTION_GATE = Metric(
     ("model", "gate"),
 )
 STEERING_REQUIRED = Metric(
-    "reins_steering_required", "gauge", "1 for a model that makes no clip without a direction, 0 for one that may.", ("model",)
+    "reins_steering_required",
+    "gauge",
+    "1 for a model that makes no clip without a direction, 0 for one that may.",
+    ("model",),
 )
 REGISTRY_UP = Metric(
     "reins_registry_up", "gauge", "1 while the registry of directions answers this process.", ("model",)
@@ -161,5 +164,9 @@ SERVED_BY_GATEWAY = (
     VERSION_SCORE,
 )
 EXPORTED_BY_REPLICAS = (DENOISE_STEP, STAGE)
-EXPORTED_BY_WATCHERS = (DIRECTION_SWAPS, DIRECTION_SWAP_SECONDS, REGISTRY_UP)  # of replicas and gateways that follow a store
+EXPORTED_BY_WATCHERS = (
+    DIRECTION_SWAPS,
+    DIRECTION_SWAP_SECONDS,
+    REGISTRY_UP,
+)  # of replicas and gateways that follow a store
 BY_NAME = {metric.name: metric for metric in SERVED_BY_GATEWAY}

@@ -91,17 +91,19 @@ def attach(
     trust = Trust.of(trusted_keys)
     address = store_of(directions)
     if address is None:
-        watcher, named, fraction, epoch = None, load_directions(directions, trust), 0.0, 0
+        watcher, named = None, load_directions(directions, trust)
     else:
         others = {n: d for n, d in directions.items() if n != LIVE} if isinstance(directions, Mapping) else {}
         fixed = load_directions(others, trust)
         watcher = Watcher(address, model, fixed, trust=trust)
-        first, fraction = watcher.first(policy.required)
-        named, epoch = {**fixed, **first}, watcher.snapshot.epoch
+        first, _ = watcher.first(policy.required)
+        named = {**fixed, **{name: direction for name, direction in first.items() if name == LIVE}}
     path_of(pipeline)  # refuses what cannot be steered, before anything is run
     bare = bare_latents(pipeline, entry)
     try:
-        middleware = SteeringMiddleware(pipeline, model, named, policy, fraction, epoch)
+        middleware = SteeringMiddleware(pipeline, model, named, policy)
+        if watcher is not None:
+            watcher.begin(middleware, first)
         middleware.max_batch = entry.max_batch
         middleware.proof = prove(middleware, entry, bare, middleware.arm)
         middleware.arm()  # without a direction there is nothing to prove, and a later one is told that this is over

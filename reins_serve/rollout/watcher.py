@@ -104,6 +104,10 @@ class Watcher:
         self._meters.registry(self.registry_up)
         return directions, self._share(directions, snapshot)
 
+    def begin(self, target: Target, directions: Mapping[str, Direction]) -> None:
+        """Let a target that has the live direction take up all that `first` returned."""
+        self.error = self._swap(target, directions, self.snapshot) or self.error
+
     def follow(self, target: Target) -> None:
         """Keep a target up to date from now on, for as long as it lives and `close` is not called."""
         threading.Thread(
@@ -118,7 +122,7 @@ class Watcher:
         """Fetch, check and swap. What is refused leaves everything as it is. Raises RayError if the bytes cannot be fetched."""
         try:
             directions, error = self._fetched(snapshot)
-            target.swap({**self._fixed, **directions}, self._share(directions, snapshot), snapshot.epoch)
+            error = self._swap(target, directions, snapshot) or error
         except ReinsError as refused:
             self.refused += 1
             self.error, self._known = str(refused), snapshot.generation
@@ -134,6 +138,18 @@ class Watcher:
             self.refused += 1
             self._meters.swapped("refused", None)
             logger.error("the candidate of %s is refused, and the live direction serves alone: %s", self._model, error)
+
+    def _swap(self, target: Target, directions: Mapping[str, Direction], snapshot: Snapshot) -> str | None:
+        """Swap; a candidate that does not suit the target is left out, and what is wrong with it returned. Raises ReinsError."""
+        try:
+            target.swap({**self._fixed, **directions}, self._share(directions, snapshot), snapshot.epoch)
+        except ReinsError as error:
+            if CANDIDATE not in directions:
+                raise
+            alone = {name: direction for name, direction in directions.items() if name != CANDIDATE}
+            target.swap({**self._fixed, **alone}, epoch=snapshot.epoch)
+            return str(error)
+        return None
 
     def _fetched(self, snapshot: Snapshot) -> tuple[dict[str, Direction], str | None]:
         """The snapshot's directions by name, and what is wrong with the candidate if it must be left out."""

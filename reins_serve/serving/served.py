@@ -80,12 +80,13 @@ def serve_model(config: ModelConfig) -> ServedModel:
             live one.
     """
     entry = config.catalog_entry()
-    trust = Trust.of(config.trusted_keys)
-    directions = load_directions(config.directions, trust)
-    address, watcher = store_of(config.sources), None
-    if address is not None:
-        watcher = Watcher(address, config.name, directions, replica="", trust=trust)
-        first, _ = watcher.first(config.policy.required)
-        directions = {**directions, **first}
-    check_policy(config.policy, directions)
-    return ServedModel(config, entry, directions, watcher)
+    directions = load_directions(config.directions, Trust.of(config.trusted_keys))
+    address = store_of(config.sources)
+    if address is None:
+        check_policy(config.policy, directions)
+        return ServedModel(config, entry, directions, None)
+    watcher = Watcher(address, config.name, directions, replica="", trust=Trust.of(config.trusted_keys))
+    first, _ = watcher.first(config.policy.required)
+    served = ServedModel(config, entry, directions, watcher)
+    watcher.begin(served, first)
+    return served

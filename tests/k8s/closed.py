@@ -7,7 +7,9 @@ NAME = "kubernetes.io/metadata.name"
 PRIVATE = (6379, 8265, 10001)  # whoever reaches one of them may run code
 
 
-def reaches(manifests: Manifests, source: dict[str, str], space: dict[str, str], target: dict[str, str], port: int) -> bool:
+def reaches(
+    manifests: Manifests, source: dict[str, str], space: dict[str, str], target: dict[str, str], port: int
+) -> bool:
     """Whether the policies let a pod with the labels `source`, in a namespace with the labels `space`, to a port of another."""
     own = {NAME: manifests.one("Namespace")["metadata"]["name"]}
     policies = [one["spec"] for one in manifests.all("NetworkPolicy") if selects(one["spec"]["podSelector"], target)]
@@ -44,7 +46,9 @@ def network(manifests: Manifests) -> list[str]:
         ):  # fmt: skip
             for port in (*PRIVATE, 8000, 8080):
                 if reaches(manifests, source, space, pod.labels, port) != (port in may):
-                    faults.append(f"{source} in {space} {'does not reach' if port in may else 'reaches'} {pod.name}:{port}")
+                    faults.append(
+                        f"{source} in {space} {'does not reach' if port in may else 'reaches'} {pod.name}:{port}"
+                    )
     for port in PRIVATE:
         if reaches(manifests, stranger, own, labels["recalibration"], port):
             faults.append(f"{stranger} reaches recalibration:{port}")
@@ -56,23 +60,42 @@ def privileges(manifests: Manifests) -> list[str]:
     faults = []
     for pod in manifests.pods:
         secure = pod.spec["securityContext"]
-        if not (secure.get("runAsNonRoot") and secure.get("runAsUser") and secure.get("seccompProfile", {}).get("type") == "RuntimeDefault"):
+        if not (
+            secure.get("runAsNonRoot")
+            and secure.get("runAsUser")
+            and secure.get("seccompProfile", {}).get("type") == "RuntimeDefault"
+        ):
             faults.append(f"{pod.name} may be root, or calls what it likes")
         containers = list(pod.containers)
         if pod.name == "head" and manifests.cluster.get("enableInTreeAutoscaling"):
             containers.append({"name": "autoscaler", **manifests.cluster["autoscalerOptions"]})
         for container in containers:
             given = container.get("securityContext", {})
-            wanted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+            wanted = {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
             if given != wanted:
                 faults.append(f"{pod.name}/{container['name']} has the security context {given}")
-            if set(container["resources"]) != {"requests", "limits"} or "memory" not in container["resources"]["limits"]:
+            if (
+                set(container["resources"]) != {"requests", "limits"}
+                or "memory" not in container["resources"]["limits"]
+            ):
                 faults.append(f"{pod.name}/{container['name']} asks for no resources, or has no limit")
     for role in manifests.all("Role", "ClusterRole"):
         for rule in role["rules"]:
-            if role["kind"] == "ClusterRole" or {"*", "secrets", "pods/exec"} & {*rule["verbs"], *rule["resources"], *rule["apiGroups"]}:
+            if role["kind"] == "ClusterRole" or {"*", "secrets", "pods/exec"} & {
+                *rule["verbs"],
+                *rule["resources"],
+                *rule["apiGroups"],
+            }:
                 faults.append(f"{role['metadata']['name']} may do too much: {rule}")
-    tokens = {one["metadata"]["name"] for one in manifests.all("ServiceAccount") if one.get("automountServiceAccountToken") is not False}
+    tokens = {
+        one["metadata"]["name"]
+        for one in manifests.all("ServiceAccount")
+        if one.get("automountServiceAccountToken") is not False
+    }
     users = {pod.name for pod in manifests.pods if pod.spec["serviceAccountName"] in tokens}
     if users != ({"head"} if manifests.cluster.get("enableInTreeAutoscaling") else set()):
         faults.append(f"these pods have a token of the API server: {sorted(users)}")

@@ -71,7 +71,9 @@ def env(pod: Pod) -> dict[str, str]:
 
 def references(manifests: Manifests) -> list[str]:
     """Images, names and namespaces are the same everywhere, and what is named is there."""
-    empty = [path for path, value in walk(manifests.objects) if value == "" and ".apiGroups." not in path]  # the core group is ""
+    empty = [
+        path for path, value in walk(manifests.objects) if value == "" and ".apiGroups." not in path
+    ]  # the core group is ""
     faults = [f"{path} is empty" for path in empty]
     images = {container["image"] for pod in manifests.pods for container in pod.containers}
     if len(images) != 1:
@@ -84,7 +86,9 @@ def references(manifests: Manifests) -> list[str]:
     space = manifests.one("Namespace")["metadata"]["name"]
     cluster_wide = ("Namespace", "PriorityClass")
     faults += [
-        f"{kind} {name} is in another namespace" for (kind, name), at in names.items() if kind not in cluster_wide and at != space
+        f"{kind} {name} is in another namespace"
+        for (kind, name), at in names.items()
+        if kind not in cluster_wide and at != space
     ]
     for pod in manifests.pods:
         wanted = [("ServiceAccount", pod.spec["serviceAccountName"])]
@@ -94,7 +98,9 @@ def references(manifests: Manifests) -> list[str]:
                 wanted.append(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
             if "configMap" in volume:
                 wanted.append(("ConfigMap", volume["configMap"]["name"]))
-        faults += [f"{pod.name} names a {kind} {name} that is not there" for kind, name in wanted if (kind, name) not in names]
+        faults += [
+            f"{pod.name} names a {kind} {name} that is not there" for kind, name in wanted if (kind, name) not in names
+        ]
         volumes = {volume["name"] for volume in pod.spec["volumes"]}
         mounted = {mount["name"] for container in pod.containers for mount in container.get("volumeMounts", [])}
         faults += [f"{pod.name} has no volume {name}" for name in mounted - volumes]
@@ -124,7 +130,9 @@ def _selectors(manifests: Manifests) -> list[str]:
         if not any(selects(selector, pod.labels) for pod in manifests.pods):
             faults.append(f"{given['kind']} {given['metadata']['name']} selects no pod")
         if given["kind"] == "PodDisruptionBudget" and not isinstance(spec.get("minAvailable"), int):
-            faults.append(f"{given['metadata']['name']}: KubeRay's pods have no scale, so that only a whole minAvailable works")
+            faults.append(
+                f"{given['metadata']['name']}: KubeRay's pods have no scale, so that only a whole minAvailable works"
+            )
     for pod in manifests.serving:
         for constraint in pod.spec.get("topologySpreadConstraints", []):
             if not selects(constraint["labelSelector"], pod.labels):
@@ -176,9 +184,13 @@ def ports(manifests: Manifests) -> list[str]:
 
 def keys(manifests: Manifests) -> list[str]:
     """Where users come in from outside, the application asks for keys."""
-    outside = bool(manifests.all("Ingress", "HTTPRoute")) or "clusterUpgradeOptions" in manifests.service["upgradeStrategy"]
+    outside = (
+        bool(manifests.all("Ingress", "HTTPRoute")) or "clusterUpgradeOptions" in manifests.service["upgradeStrategy"]
+    )
     given = config(manifests)
-    return ["the API is open to everybody"] if outside and not (given.api_keys_sha256 and given.admin_key_sha256) else []
+    return (
+        ["the API is open to everybody"] if outside and not (given.api_keys_sha256 and given.admin_key_sha256) else []
+    )
 
 
 def scaling(manifests: Manifests) -> list[str]:
@@ -187,7 +199,10 @@ def scaling(manifests: Manifests) -> list[str]:
         {"metadata": {"name": "reins", "namespace": "reins"}, "spec": manifests.cluster}
     )
     groups = {name: group for name, group in derived["available_node_types"].items() if group["max_workers"]}
-    over = {one["name"]: one.get("ray_actor_options", {}) for one in manifests.serve["applications"][0].get("deployments", [])}
+    over = {
+        one["name"]: one.get("ray_actor_options", {})
+        for one in manifests.serve["applications"][0].get("deployments", [])
+    }
     scales, faults = manifests.cluster.get("enableInTreeAutoscaling", False), []
     for model in config(manifests).models:
         labels = over.get(f"model-{model.name}", {}).get("label_selector", {})

@@ -23,9 +23,14 @@ CRDS = Path(os.environ.get("KUBERAY_CRDS") or Path(__file__).resolve().parents[3
 RELABELING = {"sourceLabels", "separator", "targetLabel", "regex", "modulus", "replacement", "action"}
 ENDPOINT = {"port", "path", "scheme", "interval", "scrapeTimeout", "relabelings", "metricRelabelings", "honorLabels"}
 MONITOR = {"selector", "namespaceSelector", "jobLabel", "sampleLimit"}
-BY_HAND: dict[tuple[str, str], tuple[set[str], set[str]]] = {  # kind -> fields of its spec, of which the second set is required
+BY_HAND: dict[
+    tuple[str, str], tuple[set[str], set[str]]
+] = {  # kind -> fields of its spec, of which the second set is required
     ("monitoring.coreos.com/v1", "ServiceMonitor"): (MONITOR | {"endpoints"}, {"selector", "endpoints"}),
-    ("monitoring.coreos.com/v1", "PodMonitor"): (MONITOR | {"podMetricsEndpoints"}, {"selector", "podMetricsEndpoints"}),
+    ("monitoring.coreos.com/v1", "PodMonitor"): (
+        MONITOR | {"podMetricsEndpoints"},
+        {"selector", "podMetricsEndpoints"},
+    ),
     ("monitoring.coreos.com/v1", "PrometheusRule"): ({"groups"}, {"groups"}),
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): ({"parentRefs", "hostnames", "rules"}, {"parentRefs", "rules"}),
 }

@@ -255,5 +255,7 @@ def test_the_head_of_ha_is_pinned_and_its_state_outlives_it() -> None:
     given = render("ha")
     assert head(given)["nodeSelector"]
     assert given.cluster["gcsFaultToleranceOptions"]["redisAddress"]
-    assert "externalStorageNamespace" not in given.cluster["gcsFaultToleranceOptions"]  # old and new cluster would share it
+    assert (
+        "externalStorageNamespace" not in given.cluster["gcsFaultToleranceOptions"]
+    )  # old and new cluster would share it
     assert [one["metadata"]["name"] for one in given.all("PodDisruptionBudget")] == ["reins-workers"]

@@ -102,6 +102,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield place
         for steering in opened:
             steering.watcher.close()
+        registry.close()
         place.check()
     if request.param == "s3":
         fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -15,7 +15,6 @@ from reins_serve.rollout.snapshot import Snapshot, Staged
 from reins_serve.rollout.source import Source, StoreAddress
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.rollout.watcher import Watcher
-from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringPolicy
 from tests import tiny
 from tests.rollout.conftest import PIPELINE, made
@@ -91,35 +90,6 @@ def test_what_is_promoted_rolled_back_or_given_a_share_is_taken_up(
     assert (steering.watcher.swapped, steering.watcher.refused) == (3, 0)
 
 
-def nan_of(direction: Direction) -> bytes:
-    return direction.data[:-4] + b"\x00\x00\xc0\x7f"
-
-
-@pytest.mark.usefixtures("still")
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x80\x04\x95pickle",
-        made(1).data[:-1],
-        nan_of(made(1)),
-        made(1, model="another").data,
-        made(1, fingerprint="another one").data,
-    ],
-    ids=["pickle", "cut", "nan", "model", "weights"],
-)
-def test_what_is_not_valid_here_is_refused_and_the_last_one_serves(
-    follow: Callable[..., SteeringMiddleware], published: DirectionStore, data: bytes
-) -> None:
-    import hashlib
-
-    steering = follow()
-    steering.watcher.take(shown(published, hashlib.sha256(data).hexdigest(), data), steering)
-    assert steering.watcher.refused == 1
-    assert steering.watcher.error
-    assert record(steering).sha256 == made(0).sha256
-
-
-@pytest.mark.usefixtures("still")
 def test_bytes_of_another_digest_are_refused(
     follow: Callable[..., SteeringMiddleware], published: DirectionStore
 ) -> None:

@@ -5,7 +5,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,25 +143,31 @@ class InProcess(Registry):
     def __init__(self, url: str) -> None:
         self._url = url
         self._loop = asyncio.new_event_loop()
-        self._asked: set[Future] = set()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self.kill()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._process = DirectionRegistry(url)
 
     def kill(self) -> None:
         """The process dies, with whatever it was doing, and another takes its place."""
         self._process = DirectionRegistry(self._url)
-        for asked in list(self._asked):
-            asked.cancel()
+        self._loop.call_soon_threadsafe(self._stop_all)
+
+    def close(self) -> None:
+        """The process dies for good."""
+        self.kill()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _stop_all(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
 
     def wait(self, model: str, known: int, report: Report | None = None, hold_s: float = HOLD_S) -> Snapshot:
         return self._ask("wait", model, known, report, hold_s)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         asked = asyncio.run_coroutine_threadsafe(getattr(self._process, method)(*arguments), self._loop)
-        self._asked.add(asked)
         try:
             return asked.result()
         except CancelledError:
             raise RegistryUnavailable("killed") from None
-        finally:
-            self._asked.discard(asked)
