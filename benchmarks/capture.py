@@ -1,19 +1,19 @@
 """What capturing costs: calls of the embedded model with the activations of all blocks read, against calls without.
 
-    python benchmarks/capture.py [--pairs 30] [--batch 16]
+    python -m benchmarks.capture [--rounds 60] [--batch 16] [--json FILE]
 
-Calls are interleaved (bare, captured, bare, ...), so that what else the machine does hits both; a second bare series says how
-far two equal series differ.
+A second bare series says how far two equal series differ.
 """
 
 import argparse
-import itertools
-import time
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
-from machine import describe
 
+from benchmarks.machine import describe
+from benchmarks.paired import interleave, ratio
 from reins_serve.calibration.capture import Capture
 from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import generate, request
@@ -21,13 +21,16 @@ from reins_serve.models.loading import load
 from reins_serve.models.spec import path_of
 from reins_serve.steering.direction import Window
 
+AIM = 1.01
+
 
 def main() -> None:
-    """Print the machine, the ratio of medians with its quartiles, and the same of bare to bare."""
+    """Print the machine, the paired ratios by wall and processor time, and the same of bare to bare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     pipeline = load(EMBEDDED)
@@ -42,25 +45,26 @@ def main() -> None:
             generate(pipeline, EMBEDDED, clips, capture.arguments)
         assert capture.activations.pooled.shape[1] == len(blocks)
 
-    series = {"bare": bare, "captured": captured, "bare again": bare}
-    seconds: dict[str, list[float]] = {name: [] for name in series}
-    for call in series.values():
-        call()
-    orders = itertools.cycle(itertools.permutations(series))
-    for _, order in zip(range(arguments.pairs), orders, strict=False):
-        for name in order:
-            began = time.perf_counter()
-            series[name]()
-            seconds[name].append(time.perf_counter() - began)
-    print(describe())
+    times = interleave({"bare": bare, "captured": captured, "bare again": bare}, arguments.rounds)
+    print(json.dumps(describe()))
     print(
-        f"{len(blocks)} blocks of width {EMBEDDED.hidden_width}, {arguments.batch} clips a call, {arguments.pairs} calls of each"
+        f"{len(blocks)} blocks of width {EMBEDDED.hidden_width}, {arguments.batch} clips a call, {arguments.rounds} rounds"
     )
+    figures: dict[str, object] = {
+        "machine": describe(),
+        "rounds": arguments.rounds,
+        "batch": arguments.batch,
+        "aim": AIM,
+    }
     for name in ("captured", "bare again"):
-        ratios = np.array(seconds[name]) / np.array(seconds["bare"])
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        print(f"{name} / bare: {middle:.3f} (quartiles {low:.3f} to {high:.3f})")
-    print(f"bare: {np.median(seconds['bare']) / arguments.batch * 1000:.0f} ms a clip")
+        for clock in ("wall", "processor"):
+            found = ratio(getattr(times[name], clock), getattr(times["bare"], clock))
+            figures[f"{name} to bare, {clock}"] = found.as_json()
+            verdict = f"; aim {AIM:g}: {found.within(AIM)}" if name == "captured" else ""
+            print(f"{name} to bare, {clock} time: {found}{verdict}")
+    print(f"bare: {np.median(times['bare'].wall) / arguments.batch * 1000:.0f} ms a clip")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One-pass fit of a direction from Parquet, against reading alone, scikit-learn, and the textbook's D x D eigenproblem.
 
-`python benchmarks/fit.py` writes 100,000 drawn activations of width 3,072 at 4 blocks (float16, 2.5 GB) to a temporary
+`python -m benchmarks.fit` writes 100,000 drawn activations of width 3,072 at 4 blocks (float16, 2.5 GB) to a temporary
 folder and takes about 8 minutes on two cores; `--quick` is a small version of the same. Each figure is made by a process of
 its own, so that its peak memory is its own; runs are interleaved, medians and ranges are printed.
 """
@@ -23,10 +23,10 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # befo
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from machine import describe
 from sklearn.decomposition import IncrementalPCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from benchmarks.machine import describe
 from reins_serve.calibration.activation_schema import ActivationsMeta, JudgeColumns
 from reins_serve.calibration.activations import StoredActivations, open_activations, prompt_digest, write_activations
 from reins_serve.calibration.supervised_pca import SupervisedPCA
@@ -204,7 +204,7 @@ def growth(name: str, folders: list[tuple[int, Path]], clips: list[int], values:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/fit.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="4,000 clips of width 256")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clips", type=int, default=100_000)

@@ -2,7 +2,8 @@
 
 Each replica holds the embedded pipeline, compiled by region with the `eager` backend so that a recompilation would be counted,
 and denoises small batches at a steady rate. Versions are published and promoted, and rolled back, in turn; the time runs
-from before the call to the last replica's swap. At every step of every generation the vectors in the hook are compared with
+from before the call to the last replica's swap. Stretches with swaps and without take turns, so that the ratio of a generation's
+time is of neighbours. At every step of every generation the vectors in the hook are compared with
 those of the version that the record names: another known version there is a mixture, anything else a torn vector.
 """
 
@@ -25,6 +26,7 @@ import torch
 from ray import serve
 
 from benchmarks.machine import describe
+from benchmarks.paired import ratio
 from reins_serve.rollout.client import Registry, connect
 from reins_serve.steering.direction import Direction
 
@@ -149,7 +151,7 @@ def reached(registry: Registry, sha256: str, replicas: int) -> float:
     raise TimeoutError(f"not every replica took up {sha256[:12]} within {PATIENCE_S:g} s")
 
 
-def measure(replicas: int, swaps: int, quiet_s: float, pause_s: float, folder: str) -> dict[str, Any]:
+def measure(replicas: int, swaps: int, stretches: int, pause_s: float, folder: str) -> dict[str, Any]:
     """Serve, load, swap; every figure of the run."""
     registry = connect(f"{folder}/store")
     shipped = Direction.load(FILE)
@@ -157,29 +159,29 @@ def measure(replicas: int, swaps: int, quiet_s: float, pause_s: float, folder: s
     registry.promote("embedded", "1", **SAID)
     handle = serve.run(Replica.options(num_replicas=replicas).bind(f"{folder}/store"), name="swap", route_prefix=None)
     times: dict[str, list[float]] = {"publish": [], "rollback": []}
+    spans: list[tuple[float, float, float]] = []  # a stretch with swaps begins, ends; the one without after it ends
     with Load(handle, replicas, pause_s) as load:
-        time.sleep(quiet_s)
-        began = time.time()
-        for number in range(swaps):
-            start = time.time()
-            if number % 2 == 0:
-                direction = version(shipped, number)
-                registry.promote("embedded", registry.publish(direction, **SAID).sha256, **SAID)
-                target, kind = direction.sha256, "publish"
-            else:
-                target, kind = str(registry.rollback("embedded", **SAID).live), "rollback"
-            times[kind].append(1000 * (reached(registry, target, replicas) - start))
-        ended = time.time()
-        time.sleep(quiet_s)
+        time.sleep(5 * pause_s)
+        for numbers in np.array_split(np.arange(swaps), stretches):
+            began = time.time()
+            for number in numbers.tolist():
+                swap(registry, shipped, number, replicas, times)
+                time.sleep(pause_s / 4)
+            ended = time.time()
+            time.sleep(ended - began)
+            spans.append((began, ended, time.time()))
     answers = load.answers
-    during = [a["seconds"] for at, a in answers if began <= at < ended]
-    quiet = [a["seconds"] for at, a in answers if not began <= at < ended]
-    every = times["publish"] + times["rollback"]
+    took = [
+        [[a["seconds"] for at, a in answers if first <= at < last] for first, last in ((x, y), (y, z))]
+        for x, y, z in spans
+    ]
+    medians = [(float(np.median(during)), float(np.median(quiet))) for during, quiet in took if during and quiet]
+    latency = ratio([during for during, _ in medians], [quiet for _, quiet in medians])
     return {
         "replicas": replicas,
         "swaps": swaps,
         "requests": len(answers) + len(load.lost),
-        **_figures(every),
+        **_figures(times["publish"] + times["rollback"]),
         "publish": _figures(times["publish"]),
         "rollback": _figures(times["rollback"]),
         "lost": len(load.lost),
@@ -187,10 +189,26 @@ def measure(replicas: int, swaps: int, quiet_s: float, pause_s: float, folder: s
         "mixed": sum(a["mixed"] for _, a in answers),
         "torn": sum(a["torn"] for _, a in answers),
         "recompiles": sum({a["pid"]: a["recompiles"] for _, a in answers}.values()),
-        "latency_ratio": round(float(np.median(during) / np.median(quiet)), 3),
-        "generation_ms": {"swaps": _quartiles(during), "no_swaps": _quartiles(quiet)},
+        "latency_ratio": round(latency.median, 3),
+        "latency": latency.as_json(),
+        "generation_ms": {
+            "swaps": _quartiles([second for during, _ in took for second in during]),
+            "no_swaps": _quartiles([second for _, quiet in took for second in quiet]),
+        },
         "errors": load.lost[:3],
     }
+
+
+def swap(registry: Registry, shipped: Direction, number: int, replicas: int, times: dict[str, list[float]]) -> None:
+    """Publish and promote a new version where the number is even, roll back where it is odd; adds the milliseconds to `times`."""
+    start = time.time()
+    if number % 2 == 0:
+        direction = version(shipped, number)
+        registry.promote("embedded", registry.publish(direction, **SAID).sha256, **SAID)
+        target, kind = direction.sha256, "publish"
+    else:
+        target, kind = str(registry.rollback("embedded", **SAID).live), "rollback"
+    times[kind].append(1000 * (reached(registry, target, replicas) - start))
 
 
 def _figures(milliseconds: list[float]) -> dict[str, float]:
@@ -206,14 +224,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--swaps", type=int, default=200)
-    parser.add_argument("--quiet", type=float, default=20.0, help="seconds of load without swaps, before and after")
+    parser.add_argument(
+        "--stretches", type=int, default=20, help="stretches of load with swaps, each followed by one without"
+    )
     parser.add_argument("--pause", type=float, default=1.0, help="mean seconds between two requests of a client")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     asked = parser.parse_args()
     ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory(prefix="reins-swap-") as folder:
-            figures = {"machine": describe()} | measure(asked.replicas, asked.swaps, asked.quiet, asked.pause, folder)
+            figures = {"machine": describe()} | measure(
+                asked.replicas, asked.swaps, asked.stretches, asked.pause, folder
+            )
     finally:
         serve.shutdown()
         ray.shutdown()

@@ -17,8 +17,9 @@ from reins_serve.rollout.source import SCHEME
 from reins_serve.rollout.watcher import Watcher
 from reins_serve.steering.blocks import remove_hooks
 from reins_serve.steering.direction import Direction
+from reins_serve.steering.generation import Generation
 from reins_serve.steering.hook import HOOK_NAME
-from reins_serve.steering.middleware import Generation, SteeringMiddleware
+from reins_serve.steering.middleware import SteeringMiddleware
 from reins_serve.steering.plan import GenerationRecord
 from reins_serve.steering.policy import LIVE, SteeringChoice, SteeringPolicy, SteeringRow, resolve
 from reins_serve.steering.proof import Proof, bare_latents, prove

@@ -7,7 +7,6 @@ files, the selection and the evaluation as JSON beside them.
 """
 
 import getpass
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from reins_serve.steering.direction import Base, Direction, Gate
 
 STAGES = ("collect", "fit", "selection", "evaluation", "publish")
 UNMEASURED = ("efficacy", "categories", "utility", "drift", "dose", "dose_choice")
+FREE = ("name", "live", "store", "workers")  # may change between two runs in one folder
 DIRECTION, REPORT, PAGE = "direction.safetensors", "report.json", "report.html"
 
 
@@ -130,11 +130,18 @@ def _claim(out: Path, config: RecalibrateConfig, shuffle: bool) -> None:
     """Make the folder this job's own, or refuse one that holds another job's work."""
     out.mkdir(parents=True, exist_ok=True)
     described = {"config": config.model_dump(mode="json"), "shuffled": shuffle}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     file = out / "job.json"
-    if file.exists() and json.loads(file.read_text())["digest"] != digest:
-        raise ReinsError(f"{out} holds the work of another configuration: give another --out, or delete it.")
-    file.write_text(json.dumps({"digest": digest, **described}, indent=1) + "\n")
+    if file.exists() and (other := _differences(json.loads(file.read_text()), described)):
+        raise ReinsError(
+            f"{out} holds the work of another configuration (it differs in {', '.join(other)}): give another --out, or delete it."
+        )
+    file.write_text(json.dumps(described, indent=1) + "\n")
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The words that differ, but for those that decide no clip, label or figure that the folder keeps."""
+    found = [name for name in other["config"] if one["config"].get(name) != other["config"][name] and name not in FREE]
+    return found + ["shuffled"] * (one["shuffled"] != other["shuffled"])
 
 
 def _live(config: RecalibrateConfig) -> Direction | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from reins_serve.errors import SteeringNotApplied
 from reins_serve.models.catalog import CatalogEntry
-from reins_serve.steering.middleware import Generation, SteeringMiddleware
+from reins_serve.steering.generation import Generation
+from reins_serve.steering.middleware import SteeringMiddleware
 from reins_serve.steering.plan import GenerationRecord, RowPlan
 from reins_serve.steering.policy import SteeringRow, unsteered
 from reins_serve.steering.proof import clip_latents, prompts_of, steps_of, variants
@@ -28,7 +29,7 @@ def confirm(middleware: SteeringMiddleware, entry: CatalogEntry) -> None:
     off = [RowPlan(unsteered("confirm"), None)] * prompts_of(entry)
 
     def run(plans: list[RowPlan]) -> tuple[Tensor, GenerationRecord]:
-        with Generation(middleware, plans) as g:
+        with Generation(middleware.hooked, plans) as g:
             latents = clip_latents(middleware.pipeline, entry, g.arguments)
         return latents, g.record
 

@@ -1,27 +1,23 @@
 """SteeringMiddleware: joins a loaded pipeline, its current directions and a request's plan, one generation at a time.
 
-A generation takes one snapshot of the directions when it opens and keeps it to its end. Between two steps, told by the step
-clock, it enters into its ledgers what the step that ended had to push, and prepares the hooks for the next.
+A generation takes one snapshot of the directions when it opens and keeps it to its end.
 """
 
 import secrets
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from reins_serve.errors import DirectionError, GenerationCancelled, ReinsError, SteeringNotApplied, SteeringUnavailable
+from reins_serve.errors import DirectionError, ReinsError, SteeringUnavailable
 from reins_serve.models.spec import Pipeline, denoisers_of, path_of
-from reins_serve.steering.calls import UNCOND, watch
-from reins_serve.steering.clock import StepClock, StepEnd
+from reins_serve.steering.calls import watch
+from reins_serve.steering.clock import StepEnd
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.fit import base_of, check_fit
-from reins_serve.steering.hook import HOOK_NAME, SteeringHook, SteeringState, register, rows_at
-from reins_serve.steering.plan import GenerationRecord, Ledger, RowPlan, records
+from reins_serve.steering.generation import Cancel, Generation, Hooked, OnStep, is_cached
+from reins_serve.steering.hook import HOOK_NAME, SteeringHook, register
+from reins_serve.steering.plan import RowPlan
 from reins_serve.steering.policy import (
     CANDIDATE,
     LIVE,
@@ -32,15 +28,6 @@ from reins_serve.steering.policy import (
     resolve,
     takes_candidate,
 )
-
-OnStep = Callable[[int, int], None]
-BETWEEN_S = 0.5  # far above the time that hooks take to be registered between two generations
-
-
-class Cancel(Protocol):
-    """A `threading.Event`, or anything else that can say whether to stop."""
-
-    def is_set(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -82,12 +69,9 @@ class SteeringMiddleware:
         self._serving = _Serving({})
         self._armed = False
         self.watcher: Any = None  # keeps the directions up to date, if `attach` was told where they come from
-        self._busy = threading.Lock()
         self.proof: Any = None
         self.max_batch: int | None = None
-        self.state = SteeringState()
-        self.calls = watch(pipeline, HOOK_NAME)
-        self.hooks: list[SteeringHook] = []
+        self.hooked = Hooked(pipeline, watch(pipeline, HOOK_NAME))
         self.swap(directions, fraction)
 
     @property
@@ -121,18 +105,26 @@ class SteeringMiddleware:
         check_policy(self.policy, directions)
         if self._armed and (missing := self._unhooked(directions)):
             self._require_plain(missing)
-            with self._busy:
-                self.hooks += register(self.pipeline, missing, self.state, self.calls)
+            with self.hooked.busy:
+                self._register(missing)
         self._serving = _Serving(MappingProxyType(dict(directions)), fraction)
 
     def arm(self) -> None:
         """Register hooks at all blocks of the current directions that have none yet."""
-        self.hooks += register(self.pipeline, self._unhooked(self.directions), self.state, self.calls)
+        self._register(self._unhooked(self.directions))
         self._armed = True
+
+    @property
+    def hooks(self) -> Sequence[SteeringHook]:
+        """The hooks that are registered."""
+        return self.hooked.hooks
+
+    def _register(self, blocks: Sequence[int]) -> None:
+        self.hooked.hooks.extend(register(self.pipeline, blocks, self.hooked.state, self.hooked.calls))
 
     def _unhooked(self, directions: Mapping[str, Direction]) -> list[int]:
         wanted = {block for direction in directions.values() for block in direction.blocks}
-        return sorted(wanted - {hook.block for hook in self.hooks})
+        return sorted(wanted - {hook.block for hook in self.hooked.hooks})
 
     def _require_plain(self, blocks: Sequence[int]) -> None:
         """Refuse new hooks on a compiled or cached pipeline: they would be left out, or steer twice. Raises DirectionError."""
@@ -183,7 +175,7 @@ class SteeringMiddleware:
             raise ReinsError(
                 f"{self.model} makes at most {self.max_batch} clips in one call; {len(plans)} were asked for."
             )
-        return Generation(self, plans, on_step, cancel, callback_on_step_end)
+        return Generation(self.hooked, plans, on_step, cancel, callback_on_step_end)
 
     def _plan(self, row: SteeringRow, serving: _Serving, key: str) -> RowPlan:
         """Join a row with its direction. A strength that a request chose is in the live direction's unit: no canary for it."""
@@ -196,171 +188,3 @@ class SteeringMiddleware:
                 f"The direction {row.direction!r} is not loaded. Publish it, or choose another policy."
             )
         return RowPlan(row.settled(self.policy, direction), direction)
-
-
-class Generation:
-    """One pipeline call under steering: a context manager that opens the hooks, keeps the clock, and proves at its end.
-
-    Attributes:
-        arguments: Pass them to the pipeline's call.
-        records: One record a row, after the block has ended without an exception.
-    """
-
-    def __init__(
-        self,
-        middleware: SteeringMiddleware,
-        plans: list[RowPlan],
-        on_step: OnStep | None = None,
-        cancel: Cancel | None = None,
-        callback: StepEnd | None = None,
-    ) -> None:
-        if not plans:
-            raise ReinsError("A generation needs at least one row.")
-        self._middleware = middleware
-        self._plans = plans
-        self._on_step = on_step
-        self._cancel = cancel
-        self._clock = StepClock(middleware.pipeline, self._ended, callback)
-        self._ledgers = [Ledger() for _ in plans]
-        self._open: list[bool] = []
-        # Under a step cache, by block and call: the rows with which its last output was computed.
-        self._carried: dict[tuple[int, str], object] = {}
-        self.arguments: dict[str, Any] = self._clock.arguments
-        self.records: list[GenerationRecord] = []
-
-    @property
-    def record(self) -> GenerationRecord:
-        """The record of the first row."""
-        if not self.records:
-            raise SteeringNotApplied("This generation has not ended, or failed: it has no record.")
-        return self.records[0]
-
-    @property
-    def directions(self) -> list[Direction | None]:
-        """What each row is steered by."""
-        return [plan.direction for plan in self._plans]
-
-    @property
-    def step(self) -> int:
-        """The denoising step that is running, from 0."""
-        return self._clock.step
-
-    def __enter__(self) -> "Generation":
-        middleware = self._middleware
-        if not middleware._busy.acquire(timeout=BETWEEN_S):
-            raise ReinsError("This pipeline is generating already; one generation at a time. Batch prompts instead.")
-        state = middleware.state
-        state.tally = torch.zeros(
-            len(self._plans), 4, dtype=torch.float64, device=middleware.pipeline._execution_device
-        )
-        state.cached = is_cached(middleware.pipeline)
-        state.shards = shards_of(middleware.pipeline)
-        for calls in middleware.calls.values():
-            calls.begin(prompts=len(self._plans))
-        self._prepare(0)
-        self._clock.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        state, pipeline, clock = self._middleware.state, self._middleware.pipeline, self._clock
-        tally, shards = state.tally, state.shards
-        try:
-            clock.stop(completed=error is None)
-            if error is not None:
-                pipeline.maybe_free_model_hooks()
-                return
-            if not clock.finished:
-                raise SteeringNotApplied(
-                    f"{clock.done} of {clock.total or '?'} denoising steps reported to steering: the clip is discarded. "
-                    "Call the pipeline once inside the block, with **g.arguments."
-                )
-            assert tally is not None
-            if shards is not None:
-                dist.all_reduce(tally, group=shards)
-                tally /= dist.get_world_size(shards)
-            self.records = records(self._plans, self._ledgers, tally.tolist())
-        finally:
-            state.tally, state.shards, state.cached = None, None, False
-            for hook in self._middleware.hooks:
-                hook.rows, hook.computed = {}, {}
-            self._middleware._busy.release()
-
-    def _prepare(self, step: int) -> None:
-        """Set every hook's rows for a step, if the set of open windows changes with it."""
-        opened = [plan.steered_at(step, self._clock.total) for plan in self._plans]
-        if opened == self._open:
-            return
-        self._open = opened
-        device = self._middleware.pipeline._execution_device
-        for hook in self._middleware.hooks:
-            hook.rows = rows_at(hook.block, self._plans, opened, device) if any(opened) else {}
-        if self._middleware.state.cached:  # what was computed with other rows must not be used again
-            reset_caches(self._middleware.pipeline)
-
-    def _ended(self, step: int, total: int) -> None:
-        """A step is over: write the ledgers, tell the caller, stop if asked to, prepare the next step."""
-        self._enter_step(step, total)
-        for calls in self._middleware.calls.values():
-            calls.begin()
-        if self._on_step is not None:
-            self._on_step(step + 1, total)
-        if self._cancel is not None and self._cancel.is_set():
-            raise GenerationCancelled(f"Stopped after step {step + 1} of {total}.")
-        self._prepare((step + 1) % total)
-
-    def _enter_step(self, step: int, total: int) -> None:
-        """Enter what the calls of a step had to push, and which of that a step cache answered for."""
-        made = {name: calls.made() for name, calls in self._middleware.calls.items()}
-        if all(kind == UNCOND for calls in made.values() for _, kind in calls):
-            raise SteeringNotApplied(f"No conditional call of the denoiser was seen in step {step}: its spec is wrong.")
-        within = [plan.steered_at(step, total) for plan in self._plans]
-        for ledger, is_within in zip(self._ledgers, within, strict=True):
-            ledger.steps += is_within
-        for hook in self._middleware.hooks:
-            for name, kind in made[hook.denoiser]:
-                reused = self._reused(hook, name, kind)
-                for plan, ledger, is_within in zip(self._plans, self._ledgers, within, strict=True):
-                    if is_within and plan.direction is not None and hook.block in plan.direction.blocks:
-                        ledger.planned += plan.pushes(kind)
-                        ledger.reused += plan.pushes(kind) * reused
-            hook.computed = {}
-
-    def _reused(self, hook: SteeringHook, name: str, kind: str) -> bool:
-        """Whether a step cache answered for a hook's block in a call. Raises SteeringNotApplied if its answer is stale."""
-        if not self._middleware.state.cached:
-            return False
-        if name in hook.computed:
-            self._carried[hook.block, name] = hook.computed[name]
-            return False
-        if self._carried.get((hook.block, name), _NOTHING) is not hook.rows.get(kind):
-            raise SteeringNotApplied(
-                f"A step cache answered for block {hook.block} with an output that was computed under another steering: the "
-                "clip is discarded. The cache must be reset at each edge of the window."
-            )
-        return True
-
-
-_NOTHING = object()
-
-
-def is_cached(pipeline: Pipeline) -> bool:
-    """Whether a step cache may answer for a block of a denoiser."""
-    return any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers_of(pipeline).values())
-
-
-def reset_caches(pipeline: Pipeline) -> None:
-    """Make every step cache of the denoisers compute anew."""
-    for denoiser in denoisers_of(pipeline).values():
-        denoiser._reset_stateful_cache()
-
-
-def shards_of(pipeline: Pipeline) -> Any:
-    """The process group that shares the tokens of a row under context parallelism; None without it."""
-    for denoiser in denoisers_of(pipeline).values():
-        parallel = getattr(denoiser, "_parallel_config", None)
-        context = getattr(parallel, "context_parallel_config", None)
-        if context is not None:
-            return context._flattened_mesh.get_group()
-    return None

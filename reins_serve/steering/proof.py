@@ -27,7 +27,8 @@ from reins_serve.models.spec import Pipeline, denoisers_of
 from reins_serve.steering.blocks import VideoHook, add_hooks, remove_hooks
 from reins_serve.steering.calls import BATCHED, UNCOND, Calls
 from reins_serve.steering.direction import Direction, Window
-from reins_serve.steering.middleware import Generation, SteeringMiddleware
+from reins_serve.steering.generation import Generation
+from reins_serve.steering.middleware import SteeringMiddleware
 from reins_serve.steering.plan import RowPlan
 from reins_serve.steering.policy import SteeringRow, unsteered
 
@@ -150,12 +151,12 @@ class _Run:
 
     def _tap(self, taps: _Taps, name: str) -> None:
         path = self.middleware.path
-        hooks = {block: _Tap(taps, self.middleware.calls[path[block][0]], block) for block in self.blocks}
+        hooks = {block: _Tap(taps, self.middleware.hooked.calls[path[block][0]], block) for block in self.blocks}
         add_hooks(self.middleware.pipeline, hooks, name)
 
     def generate(self, plans: list[RowPlan], negative: str = "", shape: tuple[int, int, int] | None = None) -> Tensor:
         """Latents of one run; the taps hold its calls, `record` the first row's record."""
-        generation = Generation(self.middleware, plans)
+        generation = Generation(self.middleware.hooked, plans)
         for taps in (self.inner, self.outer):
             taps.generation, taps.calls = generation, {}
         with generation as g:

@@ -251,3 +251,23 @@ def test_a_model_name_cannot_leave_its_folder(tmp_path: Path) -> None:
     path = write(tmp_path, meta=meta)
     assert "/model=org%2F..%2Fmodel/" in path
     assert open_activations(str(tmp_path), "org/../model").meta.model == "org/../model"
+
+
+def test_on_s3_they_are_found_by_whoever_reads_next(s3: tuple[str, dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, options = s3
+    monkeypatch.setenv("AWS_ENDPOINT_URL", options["endpoint_url"])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", options["secret"])
+    for first in (0, 9):
+        pooled, norms, columns = clips(9, seed=first, first=first)
+        path = write_activations(url, META, pooled, norms, columns, DAY)
+        assert path.startswith(f"{url.removeprefix('s3://')}/model=tiny/day=2026-01-02/")
+        stored = open_activations(url, "tiny")
+        assert len(stored.files) == 1 + first // 9
+    batch = read(stored)
+    assert sorted(batch.columns["clip_id"]) == sorted(f"clip-{row}" for row in range(18))
+    again = np.concatenate([clips(9)[0], clips(9, seed=9)[0]])
+    rows = [int(clip.removeprefix("clip-")) for clip in batch.columns["clip_id"]]
+    assert np.array_equal(batch.pooled, again[rows])
+    names = fsspec.filesystem("s3", **options, skip_instance_cache=True).find(url)
+    assert sorted(names) == sorted(stored.files)  # no temporary file stays

@@ -30,7 +30,7 @@ from reins_serve.errors import ReinsError
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction, Window
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # a whole job, on whatever the machine has left
 SMALL: dict[str, Any] = {
     "model": "embedded",
     "name": "embedded-small",
@@ -122,7 +122,7 @@ def test_a_finished_job_begun_again_makes_no_clip(done: Path, monkeypatch: pytes
 
 
 def test_a_folder_of_another_job_is_refused(done: Path) -> None:
-    with pytest.raises(ReinsError, match="another --out"):
+    with pytest.raises(ReinsError, match=r"differs in seed\): give another --out"):
         recalibrate(config(seed=4), done / "out")
 
 

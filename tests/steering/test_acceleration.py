@@ -11,9 +11,9 @@ from reins_serve.errors import ReinsError, SteeringNotApplied
 from reins_serve.models.acceleration import accelerate
 from reins_serve.models.options import REFUSED, SWITCHES, LoadingOptions
 from reins_serve.plugin import SteeringMiddleware, attach
-from reins_serve.steering import middleware as middleware_module
+from reins_serve.steering import generation as generation_module
 from reins_serve.steering.confirm import confirm
-from reins_serve.steering.middleware import Generation
+from reins_serve.steering.generation import Generation
 from reins_serve.steering.plan import GenerationRecord, RowPlan
 from reins_serve.steering.policy import SteeringRow, unsteered
 from reins_serve.steering.proof import clip_latents
@@ -70,7 +70,7 @@ class Steered:
         """The proof's two clips, both steered alike."""
         row = unsteered("test") if of is None else SteeringRow(of, strength)
         plan = RowPlan(row, self.steering.directions[of] if of is not None else None)
-        with Generation(self.steering, [plan, plan]) as g:
+        with Generation(self.steering.hooked, [plan, plan]) as g:
             latents = clip_latents(self.pipeline, self.entry, g.arguments)
         return latents, g.record
 
@@ -153,8 +153,11 @@ class TestCaches:
         steered = Steered(name)
         steered.accelerate(cache=FIRST_BLOCK)
         plan = RowPlan(SteeringRow("live", 1.0), steered.steering.directions["live"])
-        with pytest.raises(SteeringNotApplied, match="step cache"), Generation(steered.steering, [plan, plan]) as g:
-            monkeypatch.setattr(middleware_module, "reset_caches", lambda pipeline: None)
+        with (
+            pytest.raises(SteeringNotApplied, match="step cache"),
+            Generation(steered.steering.hooked, [plan, plan]) as g,
+        ):
+            monkeypatch.setattr(generation_module, "reset_caches", lambda pipeline: None)
             clip_latents(steered.pipeline, steered.entry, g.arguments)
 
     @pytest.mark.parametrize("name", MODELS)

@@ -14,7 +14,8 @@ from reins_serve.models.acceleration import accelerate
 from reins_serve.models.options import LoadingOptions
 from reins_serve.plugin import attach
 from reins_serve.steering.confirm import confirm
-from reins_serve.steering.middleware import Generation, SteeringMiddleware
+from reins_serve.steering.generation import Generation
+from reins_serve.steering.middleware import SteeringMiddleware
 from reins_serve.steering.plan import GenerationRecord, RowPlan
 from reins_serve.steering.policy import SteeringRow
 from reins_serve.steering.proof import clip_latents
@@ -28,7 +29,7 @@ TWO = LoadingOptions.model_validate({"dtype": "float32", "context_parallel": {"u
 
 def run(steering: SteeringMiddleware, name: str, of: str) -> tuple[torch.Tensor, GenerationRecord]:
     plan = RowPlan(SteeringRow(of, 1.0), steering.directions[of])
-    with Generation(steering, [plan, plan]) as g:
+    with Generation(steering.hooked, [plan, plan]) as g:
         latents = clip_latents(steering.pipeline, entry(CASES[name]), g.arguments)
     return latents, g.record
 

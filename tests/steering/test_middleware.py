@@ -15,8 +15,8 @@ from reins_serve.errors import DirectionError, GenerationCancelled, ReinsError, 
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import SteeringMiddleware
 from reins_serve.steering.direction import Direction
+from reins_serve.steering.generation import Generation
 from reins_serve.steering.hook import HOOK_NAME
-from reins_serve.steering.middleware import Generation
 from reins_serve.steering.policy import SteeringChoice, SteeringRow, resolve, takes_candidate, unsteered
 from tests import tiny
 

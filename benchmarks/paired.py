@@ -1,0 +1,70 @@
+"""Series measured side by side: interleaved calls, the median of paired ratios, and its 95 % bootstrap interval.
+
+Calls alternate in every order (a b c, a c b, ...), so that what else the machine does hits all alike. Beside wall time stands the
+processor time of this process, which other processes on a shared machine disturb far less.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of paired ratios: `low` to `high` is its 95 % bootstrap interval, `q25` to `q75` the quartiles of the pairs."""
+
+    median: float
+    low: float
+    high: float
+    q25: float
+    q75: float
+    pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.4f} [{self.low:.4f}, {self.high:.4f}], quartiles {self.q25:.3f} to {self.q75:.3f}"
+
+    def within(self, limit: float) -> str:
+        """`met` where the interval lies below the limit, `not met` where it lies above, else `not resolved`."""
+        return "met" if self.high <= limit else "not met" if self.low > limit else "not resolved"
+
+    def as_json(self) -> dict[str, float]:
+        """For `--json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one series' calls, in order: by the wall's clock, and of this process's threads together."""
+
+    wall: list[float]
+    processor: list[float]
+
+
+def interleave(series: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, Times]:
+    """Call every series once a round, in changing order, after `warm` calls of each."""
+    times = {name: Times([], []) for name in series}
+    for call in series.values():
+        for _ in range(warm):
+            call()
+    for _, order in zip(range(rounds), itertools.cycle(itertools.permutations(series)), strict=False):
+        for name in order:
+            wall, processor = time.perf_counter(), time.process_time()
+            series[name]()
+            times[name].processor.append(time.process_time() - processor)
+            times[name].wall.append(time.perf_counter() - wall)
+    return times
+
+
+def ratio(one: list[float], base: list[float]) -> Ratio:
+    """The paired ratio of two series of equal length."""
+    ratios = np.array(one) / np.array(base)
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    q25, middle, q75 = np.percentile(ratios, [25, 50, 75])
+    return Ratio(float(middle), float(low), float(high), float(q25), float(q75), len(ratios))
