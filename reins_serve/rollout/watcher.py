@@ -117,8 +117,7 @@ class Watcher:
     def take(self, snapshot: Snapshot, target: Target) -> None:
         """Fetch, check and swap. What is refused leaves everything as it is. Raises RayError if the bytes cannot be fetched."""
         try:
-            directions, error = self._fetched(snapshot)
-            target.swap({**self._fixed, **directions}, self._share(directions, snapshot), snapshot.epoch)
+            error = self._swap(snapshot, target)
         except ReinsError as refused:
             self.refused += 1
             self.error, self._known = str(refused), snapshot.generation
@@ -134,6 +133,18 @@ class Watcher:
             self.refused += 1
             self._meters.swapped("refused", None)
             logger.error("the candidate of %s is refused, and the live direction serves alone: %s", self._model, error)
+
+    def _swap(self, snapshot: Snapshot, target: Target) -> str | None:
+        """Take up a snapshot, if need be without its candidate: what is wrong with that. Raises ReinsError."""
+        directions, error = self._fetched(snapshot)
+        try:
+            target.swap({**self._fixed, **directions}, self._share(directions, snapshot), snapshot.epoch)
+        except ReinsError as refused:
+            if directions.pop(CANDIDATE, None) is None:
+                raise
+            target.swap({**self._fixed, **directions}, 0.0, snapshot.epoch)
+            return str(refused)
+        return error
 
     def _fetched(self, snapshot: Snapshot) -> tuple[dict[str, Direction], str | None]:
         """The snapshot's directions by name, and what is wrong with the candidate if it must be left out."""
