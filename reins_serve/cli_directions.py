@@ -73,7 +73,7 @@ def check(
         if direction.model != model:
             raise ReinsError(f"{file} is a direction of {direction.model}, not of {model}. Check it with that model.")
         options = LoadingOptions.model_validate({"device": device, "dtype": dtype, "allow_unverified": True})
-        steering = attach(load(catalog.get(model), options), model=model, directions=file)
+        steering = attach(load(catalog.get(model), options), model=model, directions={"live": direction})
         checked["proof"] = asdict(steering.proof["live"])
     print(json.dumps(checked, indent=2))
 

@@ -15,6 +15,7 @@ from reins_serve.models.spec import Pipeline, denoisers_of, path_of
 from reins_serve.steering.calls import watch
 from reins_serve.steering.clock import StepEnd
 from reins_serve.steering.direction import Direction
+from reins_serve.steering.dry_run import dry_run
 from reins_serve.steering.fit import base_of, check_fit
 from reins_serve.steering.generation import Cancel, Generation, Hooked, OnStep, is_cached
 from reins_serve.steering.hook import HOOK_NAME, SteeringHook, register
@@ -103,15 +104,18 @@ class SteeringMiddleware:
             epoch: Names the arrangement; outcomes go on being counted while it stays the same.
 
         Raises:
-            DirectionError: a direction belongs to another model, or needs a hook that can no longer be registered; nothing is
-                changed.
+            DirectionError: a direction belongs to another model, fails its dry run, or needs a hook that can no longer be
+                registered; nothing is changed.
             PolicyError, SteeringUnavailable: the policy cannot be carried out with them; nothing is changed.
             ReinsError: it would wait for the generation that called it; nothing is changed.
         """
         if fraction and CANDIDATE not in directions:
             raise DirectionError("A share is given to a candidate, and there is no direction of that name.")
+        known = {direction.sha256 for direction in self.directions.values()}
         for direction in directions.values():
             check_fit(direction, self.pipeline, self.base)
+            if self._armed and direction.sha256 not in known:  # before that, the start-up proof is to come
+                dry_run(direction, self.pipeline)
         check_policy(self.policy, directions)
         if self._armed and (missing := self._unhooked(directions)):
             self._require_plain(missing)

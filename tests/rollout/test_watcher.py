@@ -110,6 +110,36 @@ def test_a_candidate_that_is_not_valid_leaves_the_live_direction_alone(
     assert steering.watcher.refused == 1
 
 
+def weak(seed: int) -> Direction:
+    """A valid direction whose push is lost in rounding."""
+    whole = made(seed).meta
+    strength = whole.strength.model_copy(update={"serving": 1e-12, "max": 1e-12})
+    return Direction.create(whole.model_copy(update={"strength": strength}), made(seed).vectors)
+
+
+def test_what_fails_its_dry_run_is_refused_and_the_last_one_serves(
+    published: DirectionStore, follow: Callable[..., SteeringMiddleware]
+) -> None:
+    steering = follow()
+    published.promote("tiny", published.publish(weak(1), **SAID).sha256, **SAID)
+    until(lambda: steering.watcher.error)
+    assert "lost in the rounding" in steering.watcher.error
+    assert record(steering).sha256 == made(0).sha256
+    published.rollback("tiny", **SAID)
+    until(lambda: steering.watcher.error is None)
+
+
+def test_a_candidate_that_fails_its_dry_run_leaves_the_live_direction_alone(
+    published: DirectionStore, follow: Callable[..., SteeringMiddleware]
+) -> None:
+    steering = follow()
+    published.canary("tiny", published.publish(weak(1), **SAID).sha256, 0.5, **SAID)
+    until(lambda: steering.watcher.error)
+    assert "lost in the rounding" in steering.watcher.error
+    assert (set(steering.directions), steering.fraction) == ({"live"}, 0.0)
+    assert steering.outcomes.epoch == published.read("tiny").epoch
+
+
 def test_storage_that_is_damaged_later_leaves_what_serves(
     published: DirectionStore, follow: Callable[..., SteeringMiddleware]
 ) -> None:
