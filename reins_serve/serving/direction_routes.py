@@ -10,13 +10,10 @@ from starlette.datastructures import UploadFile
 from reins_serve.rollout.document import MAX_TEXT
 from reins_serve.rollout.pointer import Pointer
 from reins_serve.rollout.versions import Version
-from reins_serve.serving.admission import limited
 from reins_serve.serving.auth import Caller
-from reins_serve.serving.config import Limits
 from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.http_errors import RequestError
 from reins_serve.serving.schema import ErrorAnswer
-from reins_serve.steering.direction import MAX_BYTES
 
 Said = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 
@@ -63,7 +60,7 @@ class DirectionList(BaseModel):
     data: list[dict[str, Any]]
 
 
-def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Callable[..., Caller]) -> None:
+def add(app: FastAPI, directions: DirectionsAdmin, caller: Callable[..., Caller]) -> None:
     """Add the routes to an application."""
 
     def admin(asking: Annotated[Caller, Depends(caller)]) -> Caller:
@@ -73,7 +70,7 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
 
     asks: dict[str, Any] = {
         "dependencies": [Depends(admin)],
-        "responses": {status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 503)},
+        "responses": {status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 503)},
     }
 
     @app.get("/v1/directions", **asks)
@@ -81,10 +78,10 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
         """Every version of the served models' directions, and what serves where."""
         return DirectionList(data=await directions.overview())
 
-    @app.post("/v1/directions", openapi_extra=_form_schema(), **asks)
+    @app.post("/v1/directions", **asks)
     async def publish_direction(request: Request) -> Version:
         """Store a direction file as a version, which is not live yet; the same file again is the same version."""
-        async with limited(request, MAX_BYTES + limits.max_body_bytes).form(max_files=1, max_fields=8) as form:
+        async with request.form(max_files=1, max_fields=8) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError(
@@ -114,11 +111,3 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
     async def roll_direction_back(model: str, body: Back) -> Pointer:
         """Go back to the version that was live before, and end a canary."""
         return await directions.move("rollback", model, body.model_dump())
-
-
-def _form_schema() -> dict[str, Any]:
-    """The form is read by hand, so that it is limited; this says so in the OpenAPI document."""
-    schema = Publish.model_json_schema()
-    schema["properties"]["file"] = {"type": "string", "format": "binary"}
-    schema["required"] = [*schema["required"], "file"]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
