@@ -6,13 +6,13 @@ import json
 import logging
 import re
 import secrets
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
-from starlette.types import Message
 
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.generation import ClipRequest
@@ -60,21 +60,24 @@ class Submission:
         return Idempotency(self.key, hashlib.sha256(canonical.encode()).hexdigest())
 
 
-async def read_submission(request: Request, limits: Limits, takes_images: bool, key: str | None = None) -> Submission:
+def body_limit(limits: Limits, takes_images: bool) -> int:
+    """How many bytes a request may have."""
+    return limits.max_body_bytes + (int(limits.max_image_bytes * IMAGE_TEXT) if takes_images else 0)
+
+
+async def read_submission(request: Request, key: str | None = None) -> Submission:
     """Parse a JSON or form body; in a form, `steering[strength]` and the like stand for nested fields.
 
     Raises:
-        RequestError: too large, not readable, or of another kind.
+        RequestError: not readable, or of another kind.
         pydantic.ValidationError: a field is unknown, missing or out of its range.
     """
-    limit = limits.max_body_bytes + (int(limits.max_image_bytes * IMAGE_TEXT) if takes_images else 0)
-    request = limited(request, limit)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     image: bytes | str | None = None
     if kind == JSON:
         body = CreateVideo.model_validate_json(await request.body(), strict=True)
     elif kind in FORMS:
-        async with request.form(max_files=1, max_fields=64, max_part_size=limit) as form:
+        async with request.form(max_files=1, max_fields=64, max_part_size=sys.maxsize) as form:  # see BodyLimits
             body = CreateVideo.model_validate(_nested(form))
             file = form.get(FIELD)
             image = await file.read() if isinstance(file, UploadFile) else None
@@ -170,21 +173,6 @@ def _row(body: CreateVideo, model: ServedModel, admin: bool) -> SteeringRow:
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def limited(request: Request, limit: int) -> Request:
-    """The same request, whose body raises RequestError once it exceeds `limit` bytes."""
-    seen = 0
-
-    async def receive() -> Message:
-        nonlocal seen
-        message = await request.receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise RequestError(f"At most {limit} bytes are accepted.", code="payload_too_large")
-        return message
-
-    return Request(request.scope, receive)
 
 
 def _nested(form: FormData) -> dict[str, Any]:

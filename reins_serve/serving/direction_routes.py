@@ -11,13 +11,10 @@ from reins_serve.rollout.document import MAX_TEXT
 from reins_serve.rollout.limits import CanaryLimits
 from reins_serve.rollout.pointer import Pointer
 from reins_serve.rollout.versions import Version
-from reins_serve.serving.admission import limited
 from reins_serve.serving.auth import Caller
-from reins_serve.serving.config import Limits
 from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.http_errors import RequestError
 from reins_serve.serving.schema import ErrorAnswer
-from reins_serve.steering.direction import MAX_BYTES
 
 FILES = ("file", "signature")
 Said = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
@@ -66,7 +63,7 @@ class DirectionList(BaseModel):
     data: list[dict[str, Any]]
 
 
-def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Callable[..., Caller]) -> None:
+def add(app: FastAPI, directions: DirectionsAdmin, caller: Callable[..., Caller]) -> None:
     """Add the routes to an application."""
 
     def admin(asking: Annotated[Caller, Depends(caller)]) -> Caller:
@@ -76,7 +73,7 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
 
     asks: dict[str, Any] = {
         "dependencies": [Depends(admin)],
-        "responses": {status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 503)},
+        "responses": {status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 503)},
     }
 
     @app.get("/v1/directions", **asks)
@@ -84,13 +81,13 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
         """Every version of the served models' directions, and what serves where."""
         return DirectionList(data=await directions.overview())
 
-    @app.post("/v1/directions", openapi_extra=_form_schema(), **asks)
+    @app.post("/v1/directions", **asks)
     async def publish_direction(request: Request) -> Version:
         """Store a direction file as a version, which is not live yet; the same file again is the same version.
 
         `signature` is what `reins-serve directions sign` made of it, needed where keys are trusted.
         """
-        async with limited(request, MAX_BYTES + limits.max_body_bytes).form(max_files=2, max_fields=8) as form:
+        async with request.form(max_files=len(FILES), max_fields=8) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError(
@@ -123,11 +120,3 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
     async def roll_direction_back(model: str, body: Back) -> Pointer:
         """Go back to the version that was live before, and end a canary."""
         return await directions.move("rollback", model, body.model_dump())
-
-
-def _form_schema() -> dict[str, Any]:
-    """The form is read by hand, so that it is limited; this says so in the OpenAPI document."""
-    schema = Publish.model_json_schema()
-    schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in FILES}
-    schema["required"] = [*schema["required"], "file"]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

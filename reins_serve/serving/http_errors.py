@@ -1,5 +1,6 @@
 """Every error as the API shows it: `{"error": {"message", "type", "param", "code"}}`, without traceback, path or raw input."""
 
+import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reins_serve.errors import ReinsError
@@ -114,6 +116,9 @@ class Unexpected:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         begun = False
 
         async def sending(message: Message) -> None:
@@ -125,7 +130,7 @@ class Unexpected:
             await self._app(scope, receive, sending)
         except Exception as error:
             response = internal(error)
-            if begun or scope["type"] != "http":
+            if begun:
                 raise ReinsError("The answer broke off.") from None  # the server then breaks the connection too
             await response(scope, receive, send)
 
@@ -153,8 +158,17 @@ def install(app: FastAPI) -> None:
             "not_found": "There is nothing at this address.",
             "method_not_allowed": "This address does not know the method.",
         }
+        messages["payload_too_large"] = str(error.detail)  # our own: see BodyLimits
         message = messages.get(code, "The request could not be read.")
-        return _response(error.status_code, message, code, None, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of one route, and a path may have several
+            known_methods = [
+                sorted(getattr(route, "methods", None) or ())
+                for route in app.routes
+                if route.matches(request.scope)[0] is not Match.NONE
+            ]
+            headers["Allow"] = ", ".join(sorted(itertools.chain.from_iterable(known_methods)))
+        return _response(error.status_code, message, code, None, headers)
 
     app.add_middleware(Unexpected)
 

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import reins_serve
-from reins_serve.serving import direction_routes, http_errors
-from reins_serve.serving.admission import FORMS, JSON, read_submission
+from reins_serve.serving import direction_routes, http_errors, openapi
+from reins_serve.serving.admission import body_limit, read_submission
 from reins_serve.serving.auth import Caller, identify
+from reins_serve.serving.body_limits import BodyLimits
 from reins_serve.serving.events import follow
 from reins_serve.serving.files import MEDIA_TYPES, SUFFIXES
 from reins_serve.serving.gateway import Gateway
@@ -24,7 +25,6 @@ from reins_serve.serving.ranges import content_response
 from reins_serve.serving.schema import (
     JOB_ID,
     ContentQuery,
-    CreateVideo,
     ErrorAnswer,
     Health,
     ListQuery,
@@ -35,6 +35,7 @@ from reins_serve.serving.schema import (
     VideoEvent,
     VideoList,
 )
+from reins_serve.steering.direction import MAX_BYTES
 
 Errors = dict[int | str, dict[str, Any]]
 
@@ -45,6 +46,13 @@ def _known_form(video_id: str) -> str:
         raise RequestError("There is no such video.", code="video_not_found", param="id")
     return video_id
 
+
+_CONTENT = {kind: {"schema": {"type": "string", "contentMediaType": kind}} for kind in set(MEDIA_TYPES.values())}
+_BYTES: Errors = {
+    200: {"description": "All of it", "content": _CONTENT},
+    206: {"description": "The range that was asked for", "content": _CONTENT},
+    416: {"description": "There is no such range"},
+}
 
 VideoId = Annotated[str, Depends(_known_form)]
 
@@ -57,7 +65,20 @@ def create_app(gateway: Gateway) -> FastAPI:
         async with gateway.running():
             yield
 
-    app = FastAPI(title="reins-serve", version=reins_serve.__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="reins-serve",
+        description="Videos from steered diffusion models, in the shape of OpenAI's video jobs.",
+        version=reins_serve.__version__,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    openapi.describe(app, gateway.config)
+    limits = gateway.config.limits
+    own = {
+        "/v1/videos": body_limit(limits, gateway.takes_images),
+        "/v1/directions": MAX_BYTES + limits.max_body_bytes,
+    }
+    app.add_middleware(BodyLimits, default=limits.max_body_bytes, own=own)
     http_errors.install(app)
     if gateway.config.cors_origins:
         app.add_middleware(
@@ -73,16 +94,14 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     Asking = Annotated[Caller, Depends(caller)]
 
-    @app.post(
-        "/v1/videos", openapi_extra=_body_schema(), responses=_errors(400, 401, 403, 404, 409, 410, 413, 429, 503)
-    )
+    @app.post("/v1/videos", responses=_errors(400, 401, 403, 404, 409, 410, 413, 429, 503))
     async def create_video(
         request: Request,
         asking: Asking,
         idempotency_key: Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,255}$")] = None,
     ) -> Video:
         """Store a video job and return it, `queued`. The same `Idempotency-Key` and request again: the job stored first."""
-        asked = await read_submission(request, gateway.config.limits, gateway.takes_images, idempotency_key)
+        asked = await read_submission(request, idempotency_key)
         return await gateway.create(asked, asking)
 
     @app.get("/v1/videos", responses=_errors(400, 401))
@@ -103,8 +122,8 @@ def create_app(gateway: Gateway) -> FastAPI:
     @app.get(
         "/v1/videos/{video_id}/content",
         response_class=FileResponse,
-        responses=_errors(400, 401, 404, 409, 410)
-        | {200: {"content": {kind: {} for kind in set(MEDIA_TYPES.values())}}},
+        responses=_errors(400, 401, 404, 409, 410) | _BYTES,
+        openapi_extra={"parameters": [{"name": "Range", "in": "header", "schema": {"type": "string"}}]},
     )
     async def download_video(
         video_id: VideoId,
@@ -136,7 +155,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         """One served model."""
         return gateway.model(name)
 
-    direction_routes.add(app, gateway.directions, gateway.config.limits, caller)
+    direction_routes.add(app, gateway.directions, caller)
 
     @app.get("/healthz")
     async def healthz() -> Health:
@@ -149,7 +168,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         await gateway.check_ready()
         return Health(status="ready")
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Totals in Prometheus' text format."""
         return Response(await gateway.metrics(), media_type=CONTENT_TYPE_LATEST)
@@ -159,9 +178,3 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 def _errors(*statuses: int) -> Errors:
     return {status: {"model": ErrorAnswer} for status in statuses}
-
-
-def _body_schema() -> dict[str, Any]:
-    """The body is read by hand, since it comes as JSON or as a form; this says so in the OpenAPI document."""
-    schema = CreateVideo.model_json_schema()
-    return {"requestBody": {"required": True, "content": {kind: {"schema": schema} for kind in (JSON, *FORMS)}}}

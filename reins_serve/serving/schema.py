@@ -20,7 +20,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Digits = Annotated[
     str, Field(pattern=r"^(0*[1-9][0-9]{0,5}(\.[0-9]{1,6})?|0+\.[0-9]{0,5}[1-9][0-9]{0,5})$", max_length=16)
 ]
-Seconds = Annotated[Annotated[Finite, Field(gt=0)] | Digits, AfterValidator(float)]
+Seconds = Annotated[Annotated[Finite, Field(gt=0, le=86_400)] | Digits, AfterValidator(float)]
 
 
 class _Request(BaseModel):
@@ -43,7 +43,7 @@ class InputReference(_Request):
 class CreateVideo(_Request):
     """`POST /v1/videos`. What is absent is the model's default; `seconds` and `num_frames` say the same and exclude each other."""
 
-    prompt: Annotated[Text, Field(min_length=1)]
+    prompt: Annotated[Text, Field(min_length=1, examples=["a red square moving left"])]
     model: Word | None = None
     seconds: Seconds | None = None
     size: Annotated[str, Field(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")] | None = None
