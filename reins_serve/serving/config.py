@@ -73,7 +73,7 @@ class ModelConfig(_Strict):
         sampling: What a replica stores of live traffic for the next recalibration; None: nothing.
         torch_threads: Threads of one replica's arithmetic on the CPU; None leaves torch's own choice.
         num_replicas: How many replicas there always are, where `autoscaling` is not given.
-        num_cpus, num_gpus: What Ray reserves for one replica.
+        num_cpus, num_gpus: What Ray reserves for one replica: a part of a GPU, or several on one node.
         max_batch_size: Most requests of equal shape, steps and guidance that share one pipeline call.
         max_batch_wait_ms: How long the oldest waiting request waits for others to join.
         max_queued: Most jobs that may wait for this model; one more is refused with 429.
@@ -118,6 +118,15 @@ class ModelConfig(_Strict):
             raise ValueError(
                 f"model {self.name}: sampling reads the activations of every block and step, which a compiled or cached model "
                 "does not show; leave loading.compile and loading.cache out where traffic is sampled"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_process(self) -> "ModelConfig":
+        if self.loading.context_parallel is not None:
+            raise ValueError(
+                f"model {self.name}: context_parallel needs one process for each GPU, started by torchrun, and a replica is one "
+                "process; several GPUs for a replica are num_gpus with loading.device_map: balanced"
             )
         return self
 

@@ -10,8 +10,8 @@ import random
 from contextlib import suppress
 
 from reins_serve.serving.config import ModelConfig
-from reins_serve.serving.jobs import Job, JobStore, StoreUnavailable
 from reins_serve.serving.fleet import Replicas
+from reins_serve.serving.jobs import Job, JobStore, StoreUnavailable
 from reins_serve.serving.runs import Runs
 
 POLL_S = 0.25

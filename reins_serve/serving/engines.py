@@ -34,7 +34,7 @@ def open_engine(url: str, connections: int) -> Engine:
     # Parameters stay out of messages and logs: prompts are among them.
     options: dict[str, Any] = {"pool_size": connections, "max_overflow": 0, "hide_parameters": True}
     if checked.get_backend_name() == "sqlite":
-        Path(str(checked.database)).absolute().parent.mkdir(parents=True, exist_ok=True)
+        _make_file(Path(str(checked.database)))
         engine = create_engine(checked, **options)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -111,6 +111,18 @@ def _checked(url: str) -> URL:
             param="jobs",
         )
     return checked
+
+
+def _make_file(path: Path) -> None:
+    """Make the file if it is not there, for nobody else to read: prompts will be in it."""
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError as error:
+        raise ReinsError(
+            f"The file of the jobs' database cannot be made: {error.strerror}. Name one in a folder that this user may write to.",
+            param="jobs",
+        ) from None
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:

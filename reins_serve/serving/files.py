@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -38,14 +38,14 @@ class Content:
 
 
 class ClipFiles:
-    """The clips at `url`. Ids come from the gateway, never from a request's text.
+    """The clips at `url`; `options` go to its file system. Ids come from the gateway, never from a request's text.
 
     Every method waits for the storage, and raises StorageError when that refuses.
     """
 
-    def __init__(self, url: str) -> None:
-        self._files = open_files(url)
-        self._system = fsspec.url_to_fs(url)[0]
+    def __init__(self, url: str, **options: Any) -> None:
+        self._files = open_files(url, **options)
+        self._system = fsspec.url_to_fs(url, **options)[0]
 
     def store(self, job_id: str, attempt: int, clip: Clip) -> None:
         """Write all variants; the video last. After an error there may be some, for `delete`."""

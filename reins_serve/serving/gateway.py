@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 
+from reins_serve.models import catalog
 from reins_serve.serving.admission import admit
 from reins_serve.serving.auth import Caller
 from reins_serve.serving.config import ApplicationConfig
@@ -39,7 +40,6 @@ from reins_serve.serving.served import ServedModel, serve_model
 from reins_serve.serving.sql_jobs import SqlJobs
 from reins_serve.serving.totals import Totals
 from reins_serve.serving.upkeep import Upkeep
-
 
 HAND_BACK_S = 20.0  # for what is handed back, and for clips that were being stored
 
@@ -104,14 +104,15 @@ class Gateway:
                 raise error
 
     async def _drain(self) -> None:
-        """Wait for the clips on their way; hand back those that take longer than `drain_s`."""
+        """Hand back the jobs that have not begun, and wait for the clips that are being made; after `drain_s` those go back too."""
         runs = [run for dispatcher in self._dispatchers.values() for run in dispatcher.on_their_way]
         if not runs:
             return
-        logger.info("waiting for %d clips before this gateway goes", len(runs))
+        logger.info("waiting for at most %d clips before this gateway goes", len(runs))
+        self._leases.hand_back(begun=False)
         _, late = await asyncio.wait(runs, timeout=self.config.drain_timeout_s)
         if late:
-            self._leases.stop_all()
+            self._leases.hand_back(begun=True)
             _, late = await asyncio.wait(late, timeout=HAND_BACK_S)
         for run in late:
             run.cancel()
@@ -222,4 +223,6 @@ class Gateway:
         return job
 
     async def _video(self, job: Job) -> Video:
-        return video(job, self._models[job.model].entry, await self._store.position(job))
+        served = self._models.get(job.model)  # None: it was served when the job was made
+        entry = catalog.get(job.model) if served is None else served.entry
+        return video(job, entry, await self._store.position(job))

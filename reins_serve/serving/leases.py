@@ -25,6 +25,7 @@ class Held:
     """One job that a replica of this gateway's choice is making.
 
     Attributes:
+        begun: Its denoising has begun, and the table says so.
         progress: Per cent, for the next heartbeat.
         stopped: Why the stream was given up: the job is `gone` (deleted, or another gateway's by now), or is to go `back`.
     """
@@ -32,6 +33,7 @@ class Held:
     def __init__(self, job: Job, stream: Stream) -> None:
         self.job = job
         self.stream = stream
+        self.begun = False
         self.progress = 0
         self.stopped: Literal["gone", "back"] | None = None
 
@@ -66,10 +68,11 @@ class Leases:
         if held is not None:
             held.stop("gone")
 
-    def stop_all(self) -> None:
-        """Send every job back to the queue."""
+    def hand_back(self, begun: bool) -> None:
+        """Send jobs back to the queue: those that wait at a replica, or those that are being made as well."""
         for held in list(self._held.values()):
-            held.stop("back")
+            if begun or not held.begun:
+                held.stop("back")
 
     async def run(self) -> None:
         """Beat until cancelled. While the database does not answer, the leases run on, and every beat tries again."""

@@ -90,6 +90,7 @@ class Runs:
                     begun = await self._change(held, lambda: self._store.begin(job.id, job.attempts), "in_progress")
                     if begun is None:
                         return Nothing.GONE
+                    held.begun = True
                 case Progress(done, total):
                     held.progress = 99 * done // total
                 case Failure(code, text, version, sha256):

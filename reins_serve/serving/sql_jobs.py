@@ -10,21 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from sqlalchemy import Connection, Integer, and_, bindparam, case, delete, select, update
+from sqlalchemy import Connection, Select, delete, insert, select
 
 from reins_serve.errors import StoreUnavailable
+from reins_serve.serving import job_queries as queries
 from reins_serve.serving import job_states as states
 from reins_serve.serving.engines import clock, lock
-from reins_serve.serving.job_queries import (
-    count_where,
-    find_job,
-    listed,
-    lock_jobs,
-    next_waiting,
-    on_their_way,
-    place,
-    waiting,
-)
+from reins_serve.serving.job_queries import find_job, lock_jobs
 from reins_serve.serving.job_rows import changed_columns, from_png, request_column, to_job, to_png, to_row
 from reins_serve.serving.jobs import (
     LEASE_S,
@@ -87,11 +79,11 @@ class SqlJobs:
                     return first
                 values |= {"idempotency_key": idempotency.key, "idempotency_digest": idempotency.digest}
             lock(connection, f"add {job.model}")
-            if count_where(connection, and_(jobs.c.model == job.model, jobs.c.status == "queued")) >= max_queued:
+            if _number(connection, queries.COUNT, model=job.model, status="queued") >= max_queued:
                 raise QueueFull("Too many jobs are waiting for this model. Try again later.")
-            connection.execute(jobs.insert().values(values))
+            connection.execute(insert(jobs), values)
             if job.clip.image is not None:
-                connection.execute(images.insert().values(job_id=job.id, png=to_png(job.clip.image)))
+                connection.execute(insert(images), {"job_id": job.id, "png": to_png(job.clip.image)})
             return job
 
         return await self._database.write(work)
@@ -101,14 +93,13 @@ class SqlJobs:
 
     async def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> Page:
         def work(connection: Connection) -> Page:
-            behind = None
+            values: dict[str, object] = {"owner": owner, "number": limit + 1}
             if after is not None:
-                found = select(jobs.c.created_at).where(jobs.c.id == after, jobs.c.owner == owner)
-                created_at = connection.scalar(found)
-                if created_at is None:
+                at = connection.scalar(queries.FIND_AGE, {"owner": owner, "job_id": after})
+                if at is None:
                     raise KeyError(after)
-                behind = (created_at, after)
-            rows = connection.execute(listed(owner, limit + 1, newest_first, behind)).mappings().all()
+                values |= {"at": at, "job_id": after}
+            rows = connection.execute(queries.listed(newest_first, after is not None), values).mappings().all()
             return Page(tuple(map(to_job, rows[:limit])), len(rows) > limit)
 
         return await self._database.read(work)
@@ -116,20 +107,18 @@ class SqlJobs:
     async def claim(self, model: str, holder: str, limit: int) -> Job | None:
         def work(connection: Connection) -> Job | None:
             lock(connection, f"claim {model}")
-            if count_where(connection, on_their_way(model)) >= limit:
+            if _number(connection, queries.COUNT_ON_THEIR_WAY, model=model) >= limit:
                 return None
-            row = connection.execute(next_waiting(model)).mappings().first()
+            row = connection.execute(queries.NEXT_WAITING, {"model": model}).mappings().first()
             if row is None:
                 return None
             now, before = clock(connection), to_job(row)
             after = states.claimed(before, holder, now + self._lease_s)
             self._store(connection, [(before, after)], now)
-            png = connection.scalar(select(images.c.png).where(images.c.job_id == after.id))
+            png = connection.scalar(queries.FIND_IMAGE, {"job_id": after.id})
             return after if png is None else replace(after, clip=replace(after.clip, image=from_png(png)))
 
-        if not await self._database.read(
-            lambda connection: connection.scalar(select(jobs.c.id).where(waiting(model)).limit(1))
-        ):
+        if not await self._database.read(lambda connection: connection.scalar(queries.ANY_WAITING, {"model": model})):
             return None  # asked without the locks that a claim takes, because mostly nothing waits
         claiming = asyncio.ensure_future(self._database.write(work))
         try:
@@ -150,19 +139,10 @@ class SqlJobs:
             )
             rows = connection.execute(held.order_by(jobs.c.id).with_for_update()).all()
             kept = [row.id for row in rows if row.attempts == progress[row.id][0]]
-            percent = bindparam("percent", type_=Integer)
-            rises = and_(jobs.c.status == "in_progress", jobs.c.progress < percent)
-            renewed = (
-                update(jobs)
-                .where(jobs.c.id == bindparam("job_id"))
-                .values(
-                    lease_until=clock(connection) + self._lease_s,
-                    progress=case((rises, percent), else_=jobs.c.progress),
-                )
-            )
             if kept:
-                values = [{"job_id": job_id, "percent": min(progress[job_id][1], 99)} for job_id in kept]
-                connection.execute(renewed, values)
+                until = clock(connection) + self._lease_s
+                values = [{"job_id": name, "percent": min(progress[name][1], 99), "until": until} for name in kept]
+                connection.execute(queries.RENEW, values)
             return set(progress) - set(kept)
 
         return await self._database.write(work) if progress else set()
@@ -209,7 +189,7 @@ class SqlJobs:
                 after = states.expired(job, self._later(now))
                 # A request with the same key is a new one from now on.
                 gone = request_column(after) | {"idempotency_key": None, "idempotency_digest": None}
-                connection.execute(update(jobs).where(jobs.c.id == job.id).values(changed_columns(after) | gone))
+                connection.execute(queries.CHANGE, {"job_id": job.id} | changed_columns(after) | gone)
             forgotten = [job.id for job in lock_jobs(connection, over.where(jobs.c.status == "expired"))]
             connection.execute(delete(jobs).where(jobs.c.id.in_(forgotten)))
             return before
@@ -217,11 +197,13 @@ class SqlJobs:
         return await self._database.write(work)
 
     async def count(self, model: str, status: OpenStatus) -> int:
-        which = and_(jobs.c.model == model, jobs.c.status == status)
-        return await self._database.read(lambda connection: count_where(connection, which))
+        return await self._database.read(
+            lambda connection: _number(connection, queries.COUNT, model=model, status=status)
+        )
 
     async def position(self, job: Job) -> int | None:
-        return await self._database.read(lambda connection: connection.scalar(place(job.model, job.id)))
+        which = {"model": job.model, "job_id": job.id}
+        return await self._database.read(lambda connection: connection.scalar(queries.PLACE, which))
 
     async def totals(self) -> Sequence[Count]:
         return shown(await self._database.read(read_counts))
@@ -243,7 +225,7 @@ class SqlJobs:
     def _store(self, connection: Connection, changes: Sequence[tuple[Job, Job]], now: float) -> None:
         counts = []
         for before, after in changes:
-            connection.execute(update(jobs).where(jobs.c.id == after.id).values(changed_columns(after)))
+            connection.execute(queries.CHANGE, {"job_id": after.id} | changed_columns(after))
             if after.terminal:
                 connection.execute(delete(images).where(images.c.job_id == after.id))
             counts += tally(before, after, self._label)
@@ -253,10 +235,13 @@ class SqlJobs:
         return None if self._retention_s is None else now + self._retention_s
 
 
+def _number(connection: Connection, query: Select[int], **values: str) -> int:
+    return connection.scalar(query, values) or 0
+
+
 def _same_request(connection: Connection, owner: str, idempotency: Idempotency) -> Job | None:
     """The job that the owner's request with this key has made."""
-    mine = and_(jobs.c.owner == owner, jobs.c.idempotency_key == idempotency.key)
-    row = connection.execute(select(jobs).where(mine)).mappings().first()
+    row = connection.execute(queries.FIND_KEY, {"owner": owner, "key": idempotency.key}).mappings().first()
     if row is not None and row["idempotency_digest"] != idempotency.digest:
         raise IdempotencyConflict(
             "This idempotency key came with another request before. Give each request its own key."

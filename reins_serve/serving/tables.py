@@ -8,9 +8,9 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
-    UniqueConstraint,
 )
 
 OPEN = ("queued", "in_progress")
@@ -64,7 +64,7 @@ totals = Table(
     Column("part", Text, nullable=False),
     Column("value", Double, nullable=False),
     Column("counted_at", Double, nullable=False, server_default="0"),
-    UniqueConstraint("metric", "labels", "part", name="totals_once"),
+    PrimaryKeyConstraint("metric", "labels", "part"),
 )
 
 # A transaction that changed something leaves its token, so that whoever did not hear the answer to its COMMIT can find out.

@@ -109,7 +109,12 @@ def _family(metric: Metric, series: Mapping[tuple[str, ...], Mapping[str, float]
         elif metric.kind == "summary":
             family.add_metric(labels, parts["count"], parts["sum"])
         else:
-            family.add_metric(labels, _buckets(metric, parts), parts["sum"])
+            buckets = _buckets(metric, parts)
+            family.add_metric(labels, buckets, parts["sum"])
+            if (
+                metric.buckets[0] < 0
+            ):  # a sum that may fall is not shown, as by prometheus-client; the family leaves both out
+                family.add_sample(f"{metric.name}_count", dict(zip(metric.labels, labels, strict=True)), buckets[-1][1])
     return family
 
 

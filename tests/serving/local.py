@@ -76,9 +76,9 @@ def served(replica: VideoReplica, config: ApplicationConfig) -> Iterator[TestCli
         yield client
 
 
-def until(condition: Callable[[], Any]) -> Any:
+def until(condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
     """Wait until a condition is true, and return its value."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)

@@ -66,6 +66,52 @@ def test_keys_are_configured_by_digest_only() -> None:
     assert "key" not in str(made.api_keys_sha256)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_replicas": 2, "autoscaling": {"max_replicas": 3}}, "not both"),
+        ({"autoscaling": {"min_replicas": 2, "max_replicas": 1}}, "below min_replicas"),
+        ({"autoscaling": {"max_replicas": 1, "min": 0}}, "Extra inputs"),
+        ({"loading": {"device": "cuda", "context_parallel": {"ulysses_degree": 2}}}, "one process for each GPU"),
+    ],
+    ids=str,
+)
+def test_replicas_that_cannot_be_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"database": "postgresql://me:secret@host/jobs"}, "PGPASSWORD"),
+        ({"database": "postgresql://me@host/jobs?password=secret"}, "PGPASSWORD"),
+        ({"database": "mysql://me@host/jobs"}, "SQLite or PostgreSQL"),
+        ({"database": "jobs.sqlite3"}, "no URL"),
+        ({"output_dir": "s3://bucket/clips"}, "name a database"),
+    ],
+    ids=["password", "password in the query", "another kind", "a path", "no place"],
+)
+def test_places_for_jobs_and_clips_that_would_not_do_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words) as raised:
+        ApplicationConfig.model_validate({"models": [MODEL], **changes})
+    assert "secret" not in str(raised.value.errors(include_input=False))
+
+
+def test_jobs_lie_beside_the_clips_unless_the_configuration_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "live.safetensors").touch()
+    assert resolved(config()).database_url == f"sqlite:///{tmp_path}/reins-clips/jobs.sqlite3"
+    for given, absolute in (
+        ("sqlite:///jobs.sqlite3", f"sqlite:///{tmp_path}/jobs.sqlite3"),
+        ("postgresql://me@host/jobs", "postgresql://me@host/jobs"),
+    ):
+        made = ApplicationConfig.model_validate({"models": [MODEL], "database": given})
+        assert resolved(made).database_url == absolute
+
+
 def test_relative_paths_are_found_in_the_working_directory_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -316,23 +316,28 @@ def test_storage_that_refuses_is_asked_again_a_few_times(
     play(Desk(tmp_path), story)
 
 
-def test_a_gateway_that_closes_claims_no_more_and_hands_back_what_takes_too_long(tmp_path: Path) -> None:
+def test_a_gateway_that_closes_claims_no_more_and_hands_back_what_it_holds(tmp_path: Path) -> None:
     async def story() -> None:
         desk = Desk(tmp_path)
-        await desk.add("a", "b")
+        await desk.add("a", "b", "c")
+        desk.running = 2
         claiming = asyncio.create_task(desk.dispatcher.run())
-        first, second = await desk.stream("a"), await desk.stream("b")
+        first, second, third = [await desk.stream(name) for name in "abc"]
         desk.dispatcher.close()
         await claiming
-        await desk.add("c")
-        first.say(Started(), CLIP)
+        await desk.add("d")
+        first.say(Started())
         second.say(Started())
+        await eventually(lambda: sum(held.begun for held in desk.leases._held.values()) == 2)
+        desk.leases.hand_back(begun=False)  # what waits at a replica need not wait for this gateway
+        await eventually(lambda: len(desk.dispatcher.on_their_way) == 2)
+        assert (first.cancelled, second.cancelled, third.cancelled) == (False, False, True)
+        first.say(CLIP)
         await eventually(lambda: len(desk.dispatcher.on_their_way) == 1)
-        desk.leases.stop_all()
-        await asyncio.wait(desk.dispatcher.on_their_way)
-        a, b, c = [await desk.store.get(name) for name in "abc"]
-        assert (a.status, b.status, c.status) == ("completed", "queued", "queued")
-        assert (b.attempts, b.returned, c.attempts) == (1, 1, 0)
-        assert second.cancelled
+        desk.leases.hand_back(begun=True)
+        await eventually(lambda: not desk.dispatcher.on_their_way)
+        jobs = [await desk.store.get(name) for name in "abcd"]
+        assert [job.status for job in jobs] == ["completed", "queued", "queued", "queued"]
+        assert [(job.attempts, job.returned) for job in jobs] == [(1, 0), (1, 1), (1, 1), (0, 0)]
 
     asyncio.run(story())

@@ -8,24 +8,27 @@ import fsspec
 import pytest
 
 from reins_serve.errors import StorageError
+from reins_serve.rollout.files import LocalFiles
 from reins_serve.serving.files import ClipFiles
 from tests.serving.desk import CLIP
 
 
-@pytest.fixture(params=["folder", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=["folder", "memory", "s3"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ClipFiles]:
     if request.param == "folder":
-        yield str(tmp_path / "clips")
-        return
-    url = f"memory://{uuid.uuid4().hex}"
-    yield url
-    system, root = fsspec.url_to_fs(url)
-    if system.exists(root):
-        system.rm(root, recursive=True)
+        yield ClipFiles(str(tmp_path / "clips"))
+    elif request.param == "s3":
+        url, options = request.getfixturevalue("s3")
+        yield ClipFiles(url, **options)
+    else:
+        url = f"memory://{uuid.uuid4().hex}"
+        yield ClipFiles(url)
+        system, root = fsspec.url_to_fs(url)
+        if system.exists(root):
+            system.rm(root, recursive=True)
 
 
-def test_a_clip_is_stored_and_read_in_parts(url: str) -> None:
-    files = ClipFiles(url)
+def test_a_clip_is_stored_and_read_in_parts(files: ClipFiles) -> None:
     assert files.content("a", 1, "video") is None
     files.store("a", 1, CLIP)
     content = files.content("a", 1, "video")
@@ -36,15 +39,14 @@ def test_a_clip_is_stored_and_read_in_parts(url: str) -> None:
         assert file.read(2) == CLIP.video[2:4]
     if content.path is not None:
         assert content.path.read_bytes() == CLIP.video
-    assert (content.path is None) == url.startswith("memory")
+    assert (content.path is not None) == isinstance(files._files, LocalFiles)
     thumbnail = files.content("a", 1, "thumbnail")
     assert thumbnail is not None
     with thumbnail.open() as file:
         assert file.read() == CLIP.thumbnail
 
 
-def test_an_attempt_deletes_its_own_files_only(url: str) -> None:
-    files = ClipFiles(url)
+def test_an_attempt_deletes_its_own_files_only(files: ClipFiles) -> None:
     files.store("a", 1, CLIP)
     files.store("a", 2, CLIP)
     files.delete("a", 1)
@@ -54,8 +56,9 @@ def test_an_attempt_deletes_its_own_files_only(url: str) -> None:
     assert files.content("a", 2, "video") is not None
 
 
-def test_a_write_that_fails_leaves_nothing_that_anybody_would_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = ClipFiles(url)
+def test_a_write_that_fails_leaves_nothing_that_anybody_would_read(
+    files: ClipFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = files._files._put
 
     def put(path: str, data: bytes) -> None:

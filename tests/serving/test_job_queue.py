@@ -57,7 +57,15 @@ async def test_no_more_jobs_are_on_their_way_than_the_limit(jobs: SqlJobs, jobs_
 async def test_jobs_are_claimed_by_priority_then_from_who_has_the_fewest_on_their_way_then_by_age(
     jobs: SqlJobs,
 ) -> None:
-    asked = [("a1", "a", 0), ("a2", "a", 0), ("a3", "a", 0), ("b1", "b", 0), ("b2", "b", 0), ("c1", "c", 0), ("u", "a", 1)]
+    asked = [
+        ("a1", "a", 0),
+        ("a2", "a", 0),
+        ("a3", "a", 0),
+        ("b1", "b", 0),
+        ("b2", "b", 0),
+        ("c1", "c", 0),
+        ("u", "a", 1),
+    ]
     for age, (name, owner, priority) in enumerate(asked):
         await jobs.add(job(name, owner, priority=priority, created_at=1000.0 + age), 9)
     assert await claim_all(jobs) == ["u", "b1", "c1", "a1", "b2", "a2", "a3"]

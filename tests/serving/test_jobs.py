@@ -88,7 +88,7 @@ async def test_a_heartbeat_prolongs_the_leases_that_are_the_holders_and_names_th
             await started(short, name, "two" if name == "other" else "one")
         await jobs.remove("removed")
         before = {name: await jobs.get(name) for name in ("kept", "other", "unknown attempt")}
-        said = {name: (1, 50) for name in ("kept", "other", "removed", "never there")} | {"unknown attempt": (2, 50)}
+        said = dict.fromkeys(("kept", "other", "removed", "never there"), (1, 50)) | {"unknown attempt": (2, 50)}
         assert await jobs.renew("one", said) == {"other", "removed", "never there", "unknown attempt"}
         after = {name: await jobs.get(name) for name in before}
         assert after["other"] == before["other"] and after["unknown attempt"] == before["unknown attempt"]

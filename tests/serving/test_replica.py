@@ -32,7 +32,7 @@ def _fails(client: TestClient, folder: Path, code: str, **body: object) -> None:
     assert video["error"]["code"] == code
     assert video["progress"] < 100
     assert error(client.get(f"/v1/videos/{video['id']}/content"))[:2] == (409, "video_failed")
-    assert list(folder.iterdir()) == []
+    assert list(folder.glob(f"{video['id']}*")) == []
 
 
 def test_a_replica_is_proved_when_it_is_made(replica: VideoReplica) -> None:

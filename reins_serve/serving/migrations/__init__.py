@@ -2,8 +2,9 @@
 
 The rule: a revision adds and never takes away. During a rolling upgrade gateways of the version before still read and write
 the tables, so a new column may be null or has a default in the database, and no table, column, state of a job or meaning is
-renamed, removed or narrowed. What nobody uses any more may go two releases later. A gateway that finds a revision newer than
-any it knows leaves the tables as they are and works with the columns that it knows.
+renamed, removed or narrowed; a value that older code could not read, such as another state, counts as a change of meaning.
+What nobody uses any more may go two releases later. A gateway that finds a revision newer than any it knows leaves the tables
+as they are and works with the columns that it knows.
 """
 
 import threading

@@ -36,5 +36,5 @@ def upgrade() -> None:
         sa.Column("labels", sa.Text, nullable=False),
         sa.Column("part", sa.Text, nullable=False),
         sa.Column("value", sa.Double, nullable=False),
-        sa.UniqueConstraint("metric", "labels", "part", name="totals_once"),
+        sa.PrimaryKeyConstraint("metric", "labels", "part"),
     )
