@@ -56,10 +56,16 @@ class World:
         with self.client() as http:
             self.see(http, [self.create(http, version is not None) for _ in range(n)], version)
 
-    def create(self, http: httpx.Client, steered: bool) -> dict[str, Any]:
-        """Create a job of few steps."""
+    def create(self, http: httpx.Client, steered: bool = True, steps: int = 4) -> dict[str, Any]:
+        """Create a job."""
         off = {} if steered else {"steering": {"policy": "off"}}
-        return create(http, ADMIN, num_inference_steps=4, **off)
+        return create(http, ADMIN, num_inference_steps=steps, **off)
+
+    def under_way(self, http: httpx.Client, n: int) -> list[dict[str, Any]]:
+        """Some jobs, of which the first has begun."""
+        jobs = [self.create(http, steps=40) for _ in range(n)]
+        wait(lambda: http.get(f"/v1/videos/{jobs[0]['id']}").json()["status"] == "in_progress")
+        return jobs
 
     def see(self, http: httpx.Client, jobs: list[dict[str, Any]], version: str | None) -> None:
         """Wait until jobs are over, and count them by the record of each."""
@@ -110,7 +116,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         store.publish(Direction.load(SHIPPED / f"{name}.safetensors"), who="ann", why="a test")
     store.promote("embedded", "1", who="ann", **SAID)
     model = {"name": "embedded", "store": store.url, "torch_threads": 1, "max_batch_size": 4, "num_cpus": 0}
-    config = {"models": [model], "output_dir": str(folder / "clips"), "admin_key_sha256": hash_key(ADMIN_KEY)}
+    config = {
+        "models": [model],
+        "output_dir": str(folder / "clips"),
+        "num_gateways": 2,
+        "admin_key_sha256": hash_key(ADMIN_KEY),
+    }
     server = Server(config, folder, free_port(), free_port())
     prometheus = Prometheus(folder, free_port(), {"gateway": (1, [server.port]), "ray": (5, [server.exporter])})
     with monitored(server, prometheus):
@@ -168,7 +179,7 @@ def test_every_query_of_the_dashboard_is_answered(world: World) -> None:
 
 def test_a_replica_that_is_killed_leaves_the_totals_right(world: World) -> None:
     with world.client() as http:
-        jobs = [world.create(http, steered=True) for _ in range(3)]
+        jobs = world.under_way(http, 5)
         (replica,) = world.server.processes("ServeReplica:reins:model-embedded")
         replica.kill()
         world.see(http, jobs, "v2")
@@ -180,9 +191,9 @@ def test_a_replica_that_is_killed_leaves_the_totals_right(world: World) -> None:
 def test_a_head_that_is_killed_leaves_the_totals_right(world: World) -> None:
     found = world.prometheus
     with world.client() as http:
-        jobs = [world.create(http, steered=True) for _ in range(2)]
+        jobs = world.under_way(http, 2)
     world.server.kill()
-    wait(lambda: found.value('up{job="gateway"}') == 0)
+    wait(lambda: found.value('max(up{job="gateway"})') == 0)
     world.server.start()
     with world.client() as http:
         world.see(http, jobs, "v2")
