@@ -15,6 +15,7 @@ from reins_serve.rollout.snapshot import Snapshot, Staged
 from reins_serve.rollout.source import Source, StoreAddress
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.rollout.watcher import Watcher
+from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringPolicy
 from tests import tiny
 from tests.rollout.conftest import PIPELINE, made
