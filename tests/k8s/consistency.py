@@ -37,7 +37,7 @@ def config(manifests: Manifests) -> ApplicationConfig:
 def delays(manifests: Manifests) -> list[str]:
     """Each delay must hold the ones inside it, or generations are cut off (KubeRay's issues 3602 and 4126)."""
     needed = {f"model-{model.name}": model.generation_timeout_s for model in config(manifests).models}
-    longest, given = max(needed.values()), _graceful(manifests)
+    longest, given = max(needed.values()), graceful_shutdowns(manifests)
     graceful = max(given.values())
     faults = [
         f"{name} gets {given[name]} s to finish, and a generation takes up to {seconds}"
@@ -54,7 +54,7 @@ def delays(manifests: Manifests) -> list[str]:
     return faults
 
 
-def _graceful(manifests: Manifests) -> dict[str, float]:
+def graceful_shutdowns(manifests: Manifests) -> dict[str, float]:
     """How long Serve lets each deployment finish, as the application sets it; `deployments:` may set it anew."""
     application = manifests.serve["applications"][0]
     here = yaml.safe_load(yaml.safe_dump(application["args"]).replace(IMAGE_FILES, str(Path.cwd())))

@@ -51,10 +51,6 @@ class Manifests:
     def __init__(self, objects: list[Object]) -> None:
         self.objects = objects
 
-    def copy(self) -> "Manifests":
-        """Manifests of their own, for a fault to be planted in."""
-        return Manifests(copy.deepcopy(self.objects))
-
     def all(self, *kinds: str) -> list[Object]:
         return [given for given in self.objects if given["kind"] in kinds]
 
