@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reins_serve.rollout.keys import make_key, sign
+from reins_serve.rollout.registry import INLINE_BYTES
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction, Gate
 from reins_serve.steering.fit import base_of
@@ -28,6 +29,16 @@ def made(seed: int = 0, gates: str = "passed", **changes: str) -> Direction:
     base = base_of(PIPELINE)
     base = base.model_copy(update={"fingerprint": changes.pop("fingerprint", base.fingerprint)})
     return tiny.direction(PIPELINE, seed, gates=verdicts, base=base, **changes)
+
+
+@cache
+def large(model: str = "tiny") -> Direction:
+    """A direction that is too large to be handed out with the registry's answer: it goes through the object store."""
+    meta = made(0, model=model).meta
+    sources = tuple(f"{number:064d}" for number in range(INLINE_BYTES // 64))
+    return Direction.create(
+        meta.model_copy(update={"fit": meta.fit.model_copy(update={"sources": sources})}), made(0).vectors
+    )
 
 
 @pytest.fixture(params=KINDS)

@@ -84,12 +84,10 @@ def test_no_direction_of_usual_size_is_refused(
     [
         (changed(strength=1e6), torch.float16, "not finite in torch.float16, because its strength or its statistics"),
         (changed(ref_norm=1e6), torch.float16, "not finite"),
-        (changed(ref_norm=1e300), torch.float32, "not finite in torch.float32"),
         (changed(strength=1e-5), torch.bfloat16, "lost in the rounding of torch.bfloat16"),
         (changed(strength=1e-12), torch.float32, "lost in the rounding"),
-        (changed(strength=1e-300, ref_norm=1e-100), torch.float32, "lost in the rounding"),
     ],
-    ids=["overflow", "norm", "norm in float32", "too small", "too small in float32", "no push at all"],
+    ids=["overflow", "norm", "too small", "too small in float32"],
 )
 def test_a_valid_file_that_this_pipeline_cannot_carry_out_is_refused(
     direction: Direction, dtype: torch.dtype, reason: str
