@@ -1,8 +1,7 @@
 """`reins-serve directions`: what a direction file says, which versions a store holds, and which of them is live."""
 
-import getpass
 import json
-import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,37 +10,22 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from reins_serve import cli_moves, cli_signatures
+from reins_serve.cli_moves import STORE, Model, Store, Who, Why
 from reins_serve.console import console
 from reins_serve.errors import ReinsError
 from reins_serve.rollout.compare import changes, cosines
-from reins_serve.rollout.overview import gates_of, overview
-from reins_serve.rollout.pointer import Pointer
+from reins_serve.rollout.overview import gates_of, overview, signers_of
+from reins_serve.rollout.signatures import Signature, Trust, load_signature, short, signatures_beside
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_show_locals=False)
+app.add_typer(cli_moves.app)
+app.add_typer(cli_signatures.app)
 
-
-def user() -> str:
-    """The name that is recorded where none is given."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
-
-
-STORE = "Folder or fsspec URL (s3://bucket/prefix) of the store."
-Store = Annotated[str, typer.Option("--store", envvar="REINS_STORE", help=STORE)]
 AnyStore = Annotated[str | None, typer.Option("--store", envvar="REINS_STORE", help=STORE)]
 File = Annotated[str, typer.Argument(help="Direction file; with --store also MODEL@VERSION, such as embedded@live.")]
-Model = Annotated[str, typer.Argument(help="Name of the model in the store.")]
-Chosen = Annotated[str, typer.Argument(help="Number, beginning of the digest, live or candidate.")]
-Who = Annotated[
-    str, typer.Option("--who", default_factory=user, help="Who does it, for the record; default: the user's name.")
-]
-Why = Annotated[str, typer.Option("--why", help="Why, for the record.")]
-Override = Annotated[str | None, typer.Option("--override", help="Reason to pass over a failed or missing gate.")]
-Generation = Annotated[int | None, typer.Option("--generation", help="Do it only if the pointer is still at this one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -51,7 +35,7 @@ def list_versions(
     model: Annotated[str | None, typer.Argument(help="Default: every model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the versions of a store: what is live, since when, what it was fitted from, which gates it passed."""
+    """List the versions of a store: what is live, since when, what it was fitted from, which gates it passed, who signed it."""
     opened = DirectionStore(store)
     rows = [row for name in ([model] if model else opened.models()) for row in overview(opened, name)]
     if as_json:
@@ -64,9 +48,10 @@ def list_versions(
 
 @app.command()
 def show(file: File, store: AnyStore = None) -> None:
-    """Print everything that a direction file says, as JSON, without loading a model."""
-    direction = _read(file, store)
-    print(json.dumps({"sha256": direction.sha256, **direction.meta.model_dump(mode="json")}, indent=2))
+    """Print everything that a direction file says, and who signed it, as JSON, without loading a model."""
+    direction, signatures = _read(file, store)
+    signers = signers_of(direction.sha256, signatures, Trust.of())
+    print(json.dumps({"sha256": direction.sha256, **signers, **direction.meta.model_dump(mode="json")}, indent=2))
 
 
 @app.command()
@@ -88,7 +73,7 @@ def check(
         if direction.model != model:
             raise ReinsError(f"{file} is a direction of {direction.model}, not of {model}. Check it with that model.")
         options = LoadingOptions.model_validate({"device": device, "dtype": dtype, "allow_unverified": True})
-        steering = attach(load(catalog.get(model), options), model=model, directions=file)
+        steering = attach(load(catalog.get(model), options), model=model, directions={"live": direction})
         checked["proof"] = asdict(steering.proof["live"])
     print(json.dumps(checked, indent=2))
 
@@ -96,7 +81,7 @@ def check(
 @app.command()
 def diff(a: File, b: File, store: AnyStore = None, as_json: AsJson = False) -> None:
     """Compare two directions without loading a model: cosine per block, and the fields that changed."""
-    one, other = _read(a, store), _read(b, store)
+    (one, _), (other, _) = _read(a, store), _read(b, store)
     by_block, changed = cosines(one, other), changes(one, other)
     if as_json:
         print(json.dumps({"cosine": by_block, "changed": changed}, indent=2))
@@ -119,50 +104,17 @@ def publish(
     report: Annotated[
         Path | None, typer.Option(help="HTML report to keep beside it.", exists=True, dir_okay=False)
     ] = None,
+    signature: Annotated[Path | None, typer.Option(help="What `directions sign` made of the file.")] = None,
     new_base: Annotated[bool, typer.Option("--new-base", help="The model's weights have changed, on purpose.")] = False,
 ) -> None:
     """Store a direction as a version, which is not live yet; the same file again is the same version."""
     document = None if report is None else report.read_bytes()
     direction = Direction.load(file)
+    signed = None if signature is None else load_signature(signature)
     version = DirectionStore(store).publish(
-        direction, model=model, report=document, new_base=new_base, who=who, why=why
+        direction, model=model, report=document, signature=signed, new_base=new_base, who=who, why=why
     )
     print(f"{version.model} version {version.number}: {version.sha256}")
-
-
-@app.command()
-def promote(
-    model: Model, version: Chosen, store: Store, why: Why, who: Who, override: Override = None,
-    generation: Generation = None,
-) -> None:  # fmt: skip
-    """Make a version live for all generations, and end a canary."""
-    opened = DirectionStore(store)
-    _tell(opened, opened.promote(model, version, who=who, why=why, override=override, generation=generation))
-
-
-@app.command()
-def canary(
-    model: Model, version: Chosen, fraction: Annotated[str, typer.Argument(help="Share of the generations: 10% or 0.1.")],
-    store: Store, why: Why, who: Who, override: Override = None, generation: Generation = None,
-) -> None:  # fmt: skip
-    """Give a version a share of the generations, beside the live one."""
-    opened = DirectionStore(store)
-    share = _share(fraction)
-    _tell(opened, opened.canary(model, version, share, who=who, why=why, override=override, generation=generation))
-
-
-@app.command()
-def withdraw(model: Model, store: Store, why: Why, who: Who, generation: Generation = None) -> None:
-    """End a canary; what is live stays."""
-    opened = DirectionStore(store)
-    _tell(opened, opened.withdraw(model, who=who, why=why, generation=generation))
-
-
-@app.command()
-def rollback(model: Model, store: Store, why: Why, who: Who, generation: Generation = None) -> None:
-    """Go back to the version that was live before, and end a canary."""
-    opened = DirectionStore(store)
-    _tell(opened, opened.rollback(model, who=who, why=why, generation=generation))
 
 
 @app.command()
@@ -174,12 +126,12 @@ def history(model: Model, store: Store, as_json: AsJson = False) -> None:
         print(json.dumps([event.model_dump(mode="json") for event in events], indent=2))
         return
     numbers = {version.sha256: f"v{version.number}" for version in opened.versions(model)}
-    table = Table("when (UTC)", "what", "from", "to", "share", "generation", "who", "why", "override")
+    table = Table("when (UTC)", "what", "from", "to", "share", "generation", "who", "why", "override", "key")
     for event in events:
         before, after = (numbers.get(digest, digest[:12]) if digest else "" for digest in (event.before, event.after))
-        share = f"{event.fraction:.0%}" if event.fraction else ""
+        share = f"{event.fraction:.0%}{', auto' if event.auto else ''}" if event.fraction else ""
         cells = (f"{event.at:%Y-%m-%d %H:%M:%S}", event.action, before, after, share, str(event.generation or ""), event.by,
-                 event.why, event.override or "")  # fmt: skip
+                 event.why, event.override or "", short(event.key or ""))  # fmt: skip
         table.add_row(*map(Text, cells))
     console(200).print(table)
 
@@ -194,23 +146,37 @@ def collect(
     print(f"{model}: removed " + (", ".join(f"v{version.number}" for version in removed) or "nothing"))
 
 
-def _read(file: str, store: str | None) -> Direction:
+def _read(file: str, store: str | None) -> tuple[Direction, Sequence[Signature]]:
+    """A direction of the store or in a file, and its signatures."""
     model, at, version = file.rpartition("@")
     if at and store is not None and not Path(file).exists():
         opened = DirectionStore(store)
-        return opened.load(model, opened.resolve(model, version).sha256)
-    return Direction.load(file)
+        direction = opened.load(model, opened.resolve(model, version).sha256)
+        return direction, opened.signatures(model, direction.sha256)
+    return Direction.load(file), signatures_beside(file)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     table = Table(
-        "model", "version", "digest", "state", "since (UTC)", "steers", "fitted from", "gates", "published", "by"
+        "model",
+        "version",
+        "digest",
+        "state",
+        "since (UTC)",
+        "steers",
+        "fitted from",
+        "gates",
+        "signed by",
+        "published",
+        "by",
     )
     for row in rows:
         state = row["state"] if row["fraction"] is None else f"{row['state']} {row['fraction']:.4g}"
+        state += ", auto" if row["auto"] else ""
         since, published = ((row[key] or "")[:19].replace("T", " ") for key in ("since", "published"))
         cells = [row["model"], f"v{row['number']}", row["sha256"][:12], state, since, row.get("steers", "")]
-        cells += [row.get("fitted", ""), _verdict(row), published, row["by"]]
+        signed = ", ".join(row["signed_by"]) + (" (not trusted)" if row["trusted"] is False else "")
+        cells += [row.get("fitted", ""), _verdict(row), signed, published, row["by"]]
         table.add_row(*map(Text, cells), style={"live": "bold green", "candidate": "yellow"}.get(row["state"]))
     console(200).print(table)
 
@@ -220,20 +186,3 @@ def _verdict(row: dict[str, Any]) -> str:
         return "file missing or damaged"
     failed = ", ".join(row["gates_failed"])
     return f"failed: {failed}" if failed else f"{row['gates']} passed" if row["gates"] else "none was run"
-
-
-def _share(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(%?)", text.strip())
-    if match is None:
-        raise ReinsError(f"The share {text!r} is neither a percentage, such as 10%, nor a fraction, such as 0.1.")
-    return float(match[1]) / (100 if match[2] else 1)
-
-
-def _tell(store: DirectionStore, pointer: Pointer) -> None:
-    """Say what serves now."""
-    live, candidate = (
-        digest and f"v{store.resolve(pointer.model, digest).number} ({digest[:12]})"
-        for digest in (pointer.live, pointer.candidate)
-    )
-    beside = f", candidate {candidate} for {pointer.fraction:.4g} of the generations" if candidate else ""
-    print(f"{pointer.model} generation {pointer.generation}: live {live}{beside}")

@@ -24,6 +24,10 @@ class DirectionError(ReinsError):
     code = "direction_invalid"
 
 
+class SignatureError(DirectionError):
+    """A direction file is not signed by a key that is trusted here, or not by the one that its signature names."""
+
+
 class SteeringUnavailable(ReinsError):
     """Steering is required and there is no valid direction, or no generation was opened: nothing may be generated."""
 

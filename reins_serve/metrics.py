@@ -92,6 +92,18 @@ DIRECTION_INFO = Metric(
 DIRECTION_AGE = Metric(
     "reins_direction_age_seconds", "gauge", "Time since the direction that is live was fitted.", ("model",)
 )
+DIRECTION_GATE = Metric(
+    "reins_direction_gate",
+    "gauge",
+    "What the live direction's fit measured for one of its gates; a gate without a number is absent.",
+    ("model", "gate"),
+)
+STEERING_REQUIRED = Metric(
+    "reins_steering_required",
+    "gauge",
+    "1 for a model that makes no clip without a direction, 0 for one that may.",
+    ("model",),
+)
 REGISTRY_UP = Metric(
     "reins_registry_up", "gauge", "1 while the registry of directions answers this process.", ("model",)
 )
@@ -145,9 +157,16 @@ SERVED_BY_GATEWAY = (
     SCORE,
     DIRECTION_INFO,
     DIRECTION_AGE,
+    DIRECTION_GATE,
+    STEERING_REQUIRED,
     REGISTRY_UP,
     VERSION_GENERATIONS,
     VERSION_SCORE,
 )
 EXPORTED_BY_REPLICAS = (DENOISE_STEP, STAGE)
+EXPORTED_BY_WATCHERS = (
+    DIRECTION_SWAPS,
+    DIRECTION_SWAP_SECONDS,
+    REGISTRY_UP,
+)  # of replicas and gateways that follow a store
 BY_NAME = {metric.name: metric for metric in SERVED_BY_GATEWAY}

@@ -8,11 +8,12 @@
 Our own replica uses this module and nothing below it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reins_serve.models import catalog
 from reins_serve.models.spec import Pipeline, path_of
+from reins_serve.rollout.signatures import Trust, load_signed
 from reins_serve.rollout.source import SCHEME
 from reins_serve.rollout.watcher import Watcher
 from reins_serve.steering.blocks import remove_hooks
@@ -47,14 +48,22 @@ def store_of(directions: Directions) -> str | None:
     return live if isinstance(live, str) and live.startswith(SCHEME) else None
 
 
-def load_directions(directions: Directions) -> dict[str, Direction]:
-    """Read one direction file (it becomes `live`), or several by name; loaded ones pass. Raises DirectionError."""
+def load_directions(directions: Directions, trust: Trust = Trust()) -> dict[str, Direction]:
+    """Read one direction file (it becomes `live`), or several by name; loaded ones pass.
+
+    Raises DirectionError; SignatureError for a file that no trusted key has signed (`FILE.sig`), where keys are trusted.
+    """
     named = directions if isinstance(directions, Mapping) else {LIVE: directions}
-    return {name: d if isinstance(d, Direction) else Direction.load(d) for name, d in named.items()}
+    return {name: d if isinstance(d, Direction) else load_signed(d, trust) for name, d in named.items()}
 
 
 def attach(
-    pipeline: Pipeline, *, model: str, directions: Directions, policy: SteeringPolicy | None = None
+    pipeline: Pipeline,
+    *,
+    model: str,
+    directions: Directions,
+    policy: SteeringPolicy | None = None,
+    trusted_keys: Sequence[str] = (),
 ) -> SteeringMiddleware:
     """Attach steering to a freshly loaded pipeline and prove it on a short clip of noise.
 
@@ -67,28 +76,34 @@ def attach(
             `reins://STORE` in the place of the live file follows a store from then on: what is promoted, rolled back or given
             a canary there is taken up between two generations (`rollout/watcher.py`; `steering.watcher` tells how it goes).
         policy: What a generation may ask for; by default the serving strength up to the file's `max_strength`.
+        trusted_keys: Public keys (`ed25519:HEX`, or paths of PEM files) of which one must have signed every direction that comes
+            from a file or a store, now and later; by default those in the environment variable REINS_TRUSTED_KEYS.
 
     Raises:
         DirectionError: a file is invalid, or was fitted for another model.
+        SignatureError: a file is not signed by a trusted key.
         PolicyError, SteeringUnavailable: the policy does not suit the directions, or a store has no valid live one.
         SteeringNotApplied: the start-up proof failed.
         ReinsError: the model is unknown, or has a part that cannot be steered.
     """
     entry = catalog.get(model)
     policy = policy or SteeringPolicy()
+    trust = Trust.of(trusted_keys)
     address = store_of(directions)
     if address is None:
-        watcher, named, fraction = None, load_directions(directions), 0.0
+        watcher, named = None, load_directions(directions, trust)
     else:
         others = {n: d for n, d in directions.items() if n != LIVE} if isinstance(directions, Mapping) else {}
-        fixed = load_directions(others)
-        watcher = Watcher(address, model, fixed)
-        first, fraction = watcher.first(policy.required)
-        named = {**fixed, **first}
+        fixed = load_directions(others, trust)
+        watcher = Watcher(address, model, fixed, trust=trust)
+        first, _ = watcher.first(policy.required)
+        named = {**fixed, **{name: direction for name, direction in first.items() if name == LIVE}}
     path_of(pipeline)  # refuses what cannot be steered, before anything is run
     bare = bare_latents(pipeline, entry)
     try:
-        middleware = SteeringMiddleware(pipeline, model, named, policy, fraction)
+        middleware = SteeringMiddleware(pipeline, model, named, policy)
+        if watcher is not None:
+            watcher.begin(middleware, first)
         middleware.max_batch = entry.max_batch
         middleware.proof = prove(middleware, entry, bare, middleware.arm)
         middleware.arm()  # without a direction there is nothing to prove, and a later one is told that this is over

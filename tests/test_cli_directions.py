@@ -39,7 +39,7 @@ def test_show_prints_what_a_file_says_and_loads_no_model(monkeypatch: pytest.Mon
     monkeypatch.setattr("reins_serve.models.loading.load", pytest.fail)
     shown = json.loads(output("show", SETPOINT))
     direction = Direction.load(SETPOINT)
-    assert shown.pop("sha256") == direction.sha256
+    assert [shown.pop(name) for name in ("sha256", "signed_by", "trusted")] == [direction.sha256, [], None]
     assert shown == direction.meta.model_dump(mode="json")
 
 
@@ -112,6 +112,24 @@ def test_a_share_that_is_none_is_refused(store: DirectionStore, share: str) -> N
     store.promote("tiny", "1", who="ann", why="x")
     with pytest.raises(ReinsError, match=r"(?i)fraction"):
         output("canary", "tiny", "--why", "x", "--", "2", share)
+
+
+def test_a_canary_that_ends_by_itself_is_declared_with_its_limits(store: DirectionStore) -> None:
+    store.promote("tiny", "1", who="ann", why="x")
+    auto = ("--auto-after", 200, "--max-failed", "2%", "--max-failed-above-live", "0.01", "--max-unsafe", "1%")
+    told = output("canary", "tiny", "2", "10%", "--why", "x", *auto, "--min-score", -0.5, "--auto-hours", 12)
+    assert "which the cluster's registry ends until" in told
+    declared = store.read("tiny").auto
+    assert declared is not None
+    assert declared.limits.model_dump(exclude={"max_score"}) == {
+        "min_generations": 200, "max_failed_rate": 0.02, "max_failed_excess": 0.01, "max_unsafe_rate": 0.01,
+        "min_score": -0.5, "deadline_s": 43200,
+    }  # fmt: skip
+    assert "candidate 0.1, auto" in output("list")
+    assert "10%, auto" in output("history", "tiny")
+    for words, reason in ((("--max-failed", "2%"), "--auto-after"), (("--auto-after", 5), "say how many may fail")):
+        with pytest.raises(ReinsError, match=reason):
+            output("canary", "tiny", "3", "10%", "--why", "x", *words)
 
 
 def test_an_override_is_asked_for_and_recorded(store: DirectionStore, tmp_path: Path) -> None:

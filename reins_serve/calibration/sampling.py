@@ -1,4 +1,4 @@
-"""What a replica samples of its traffic: the configuration alone, which every process of the application reads."""
+"""What a replica samples of its traffic and judges of its clips: the configuration alone, which every process reads."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,3 +25,17 @@ class SamplingConfig(BaseModel):
     judge: JudgeConfig | None = None
     keep_prompts: bool = False
     flush: int = Field(32, ge=1)
+
+
+class JudgingConfig(BaseModel):
+    """Which of the clips that a replica delivers a judge looks at, so that the versions of a canary can be compared.
+
+    Attributes:
+        fraction: Share of the clips.
+        judge: It runs beside the model, in a thread of its own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fraction: float = Field(gt=0, le=1)
+    judge: JudgeConfig

@@ -4,15 +4,19 @@ One request type serves every pipeline. Which of its fields a pipeline takes, an
 signature of its call: `SYNONYMS` holds the names that diffusers uses, a catalogue entry's `names` the exceptions.
 """
 
+import base64
+import binascii
 import hashlib
 import inspect
+import io
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import PlainSerializer, PlainValidator
 
 from reins_serve.errors import ReinsError, UnsupportedRequest
 from reins_serve.models.catalog import CatalogEntry
@@ -22,6 +26,29 @@ from reins_serve.models.spec import Pipeline
 SYNONYMS = {"num_frames": ("num_frames", "frames", "video_length")}
 # Pipelines that take an image for each prompt of a batch; the others take one for all of them.
 IMAGE_PER_PROMPT = ("CogVideoXImageToVideoPipeline", "Cosmos2VideoToWorldPipeline", "LTXImageToVideoPipeline")
+
+
+def _to_text(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)  # a fifth of the time for a tenth more bytes
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _from_text(value: Any) -> Image.Image:
+    """The image of a stored request; its pixels are decoded on first use, so that reading a record stays cheap."""
+    if isinstance(value, Image.Image):
+        return value
+    try:
+        return Image.open(io.BytesIO(base64.b64decode(value, validate=True)), formats=["PNG"])
+    except (TypeError, OSError, binascii.Error) as error:
+        raise ValueError("an image is stored as the base64 text of a PNG") from error
+
+
+# An image in a request, which pydantic writes as base64 of a PNG: then a job's record has all that its clip needs, on
+# whatever machine it is generated, and the image goes when the record goes.
+StoredImage = Annotated[
+    Image.Image, PlainValidator(_from_text), PlainSerializer(_to_text, return_type=str, when_used="json")
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +63,7 @@ class ClipRequest:
     num_inference_steps: int
     guidance_scale: float
     negative_prompt: str = ""
-    image: Image.Image | None = None
+    image: StoredImage | None = None
 
     @property
     def batch_key(self) -> Hashable:

@@ -1,6 +1,7 @@
 """Frames become an MP4, a thumbnail, or a contact sheet."""
 
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +36,14 @@ def write_mp4(frames: np.ndarray, path: Path, fps: float, metadata: Mapping[str,
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
+
+
+def mp4(frames: np.ndarray, fps: float, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The same as bytes. By way of a file, because the muxer reads what it wrote to bring the index to the front."""
+    with tempfile.TemporaryDirectory(prefix="reins-") as folder:
+        path = Path(folder) / "clip.mp4"
+        write_mp4(frames, path, fps, metadata)
+        return path.read_bytes()
 
 
 def thumbnail(frames: np.ndarray) -> bytes:

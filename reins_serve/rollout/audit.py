@@ -7,8 +7,9 @@ from typing import Literal
 from reins_serve.errors import StorageError
 from reins_serve.rollout.document import Digest, Document, Moment, Text
 from reins_serve.rollout.files import Files
+from reins_serve.rollout.limits import CanaryLimits
 
-Action = Literal["publish", "promote", "canary", "withdraw", "rollback", "collect", "collected"]
+Action = Literal["publish", "sign", "promote", "canary", "withdraw", "rollback", "collect", "collected"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,14 @@ class Event(Document):
     Attributes:
         at: Of changes of the pointer: its `updated`.
         by, why: Who did it and the reason given.
-        before, after: Digest that was live (of `canary`, `withdraw`: candidate) before and after; of `publish`: after alone.
+        before, after: Digest that was live (of `canary`, `withdraw`: candidate) before and after; of `publish` and `sign`: after
+            alone.
         fraction: Share of generations that went to the candidate from then on.
         generation: The pointer's, after a change of it.
-        number: The version's display number, of `publish`.
+        number: The version's display number, of `publish` and `sign`.
+        key: The public key of the signature that was added, of `sign`.
         override: Why a failed or missing gate was passed over.
+        auto: The limits by which a canary was to end by itself.
         removed: Digests whose files `collect` removed.
     """
 
@@ -39,7 +43,9 @@ class Event(Document):
     fraction: float = 0.0
     generation: int | None = None
     number: int | None = None
+    key: str | None = None
     override: Text | None = None
+    auto: CanaryLimits | None = None
     removed: tuple[Digest, ...] = ()
 
     @property

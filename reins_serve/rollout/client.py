@@ -1,5 +1,6 @@
 """The registry as its callers see it: found or made by name, with the methods of a DirectionStore."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import ray
@@ -10,6 +11,7 @@ from reins_serve.errors import RegistryUnavailable, ReinsError
 from reins_serve.rollout.audit import Event
 from reins_serve.rollout.pointer import Pointer
 from reins_serve.rollout.registry import HOLD_S, DirectionRegistry
+from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.snapshot import Report, Snapshot
 from reins_serve.rollout.source import NAMESPACE, absolute
 from reins_serve.rollout.storage import DirectionStore
@@ -22,15 +24,19 @@ HEAD = {"node:__internal_head__": 0.001}  # the head is not removed for being id
 MAX_CONCURRENCY = 4096  # every replica has a poll waiting
 
 
-def connect(url: str, namespace: str = NAMESPACE) -> "Registry":
+def connect(url: str, namespace: str = NAMESPACE, trusted_keys: Sequence[str] = ()) -> "Registry":
     """The cluster's registry, made if there is none.
+
+    Args:
+        trusted_keys: Public keys of which one must have signed what this caller publishes and promotes, and while it polls
+            what is served to anybody. A registry whose own environment names keys holds to those.
 
     Raises:
         ReinsError: the URL cannot be a store, or the cluster's registry keeps another one.
         RegistryUnavailable: it does not answer.
     """
     url = absolute(url)
-    registry = find(namespace)
+    registry = find(namespace, trusted_keys)
     if registry is None:
         DirectionStore(url)  # a mistake in the URL shows here, and leaves no actor behind
         made: Any = ray.remote(DirectionRegistry).options(
@@ -38,7 +44,7 @@ def connect(url: str, namespace: str = NAMESPACE) -> "Registry":
             max_restarts=-1, max_task_retries=-1, max_concurrency=MAX_CONCURRENCY,
         )  # fmt: skip
         try:
-            registry = Registry(made.remote(url))
+            registry = Registry(made.remote(url), trusted_keys)
         except RayError as error:
             raise RegistryUnavailable(f"The registry of directions could not be made ({error}).") from error
     theirs = registry.url()  # get_if_exists says nothing about other arguments
@@ -49,10 +55,10 @@ def connect(url: str, namespace: str = NAMESPACE) -> "Registry":
     return registry
 
 
-def find(namespace: str = NAMESPACE) -> "Registry | None":
+def find(namespace: str = NAMESPACE, trusted_keys: Sequence[str] = ()) -> "Registry | None":
     """The cluster's registry, or None where there is none."""
     try:
-        return Registry(ray.get_actor(NAME, namespace))
+        return Registry(ray.get_actor(NAME, namespace), trusted_keys)
     except ValueError:
         return None
     except RayError as error:
@@ -62,8 +68,9 @@ def find(namespace: str = NAMESPACE) -> "Registry | None":
 class Registry:
     """A handle to the registry. Arguments and errors are those of DirectionStore; besides, RegistryUnavailable."""
 
-    def __init__(self, actor: ActorHandle) -> None:
+    def __init__(self, actor: ActorHandle, trusted_keys: Sequence[str] = ()) -> None:
         self._actor = actor
+        self._trusted = sorted(Trust.of(trusted_keys).keys)
 
     def url(self) -> str:
         """Where the store is."""
@@ -72,7 +79,7 @@ class Registry:
     def wait(self, model: str, known: int, report: Report | None = None, hold_s: float = HOLD_S) -> Snapshot:
         """Long-poll: what serves, once that is not generation `known`. Not sent again after a crash: the caller decides."""
         asked: Any = self._actor.wait.options(max_task_retries=0)
-        return cast(Snapshot, _answer(lambda: asked.remote(model, known, report, hold_s), hold_s + 10))
+        return cast(Snapshot, _answer(lambda: asked.remote(model, known, report, hold_s, self._trusted), hold_s + 10))
 
     def find(self, model: str) -> Pointer | None:
         """The pointer."""
@@ -81,7 +88,7 @@ class Registry:
     def publish(self, direction: bytes | Direction, **said: Any) -> Version:
         """Store a version."""
         data = direction.data if isinstance(direction, Direction) else direction
-        return cast(Version, self._ask("publish", data, said))
+        return cast(Version, self._ask("publish", data, said, self._trusted))
 
     def promote(self, model: str, version: str, *, generation: int | None = None, **said: Any) -> Pointer:
         """Make a version live for all generations."""
@@ -114,7 +121,7 @@ class Registry:
         if generation is None:
             pointer = self.find(model)
             generation = 0 if pointer is None else pointer.generation
-        return cast(Pointer, self._ask(action, model, *arguments, generation, said))
+        return cast(Pointer, self._ask(action, model, *arguments, generation, said, self._trusted))
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         return _answer(lambda: getattr(self._actor, method).remote(*arguments), ANSWER_S)

@@ -1,10 +1,12 @@
-"""The versions of a model at a glance: what is live, since when, fitted from what, which gates it passed."""
+"""The versions of a model at a glance: what is live, since when, fitted from what, which gates it passed, who signed it."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from reins_serve.errors import StorageError
+from reins_serve.errors import SignatureError, StorageError
 from reins_serve.rollout.pointer import Pointer
+from reins_serve.rollout.signatures import Signature, Trust, short
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.rollout.versions import Version
 from reins_serve.steering.direction import Direction
@@ -28,13 +30,26 @@ def gates_of(direction: Direction) -> dict[str, Any]:
     return {"gates": len(gates), "gates_failed": [name for name, gate in gates.items() if not gate.passed]}
 
 
+def signers_of(sha256: str, signatures: Iterable[Signature], trust: Trust) -> dict[str, Any]:
+    """The keys that really signed a file, and whether one of them is trusted; None where no keys are trusted here."""
+    given = list(signatures)
+    try:
+        trust.check(sha256, given, "it")
+        trusted = True if trust else None
+    except SignatureError:
+        trusted = False
+    return {"signed_by": [short(one.key) for one in given if one.sha256 == sha256 and one.valid], "trusted": trusted}
+
+
 def _row(store: DirectionStore, version: Version, pointer: Pointer | None, since: datetime | None) -> dict[str, Any]:
     live = pointer is not None and pointer.live == version.sha256
     candidate = pointer is not None and pointer.candidate == version.sha256
     row = version.model_dump(mode="json", exclude={"format"}) | {
         "state": "live" if live else "candidate" if candidate else "",
         "fraction": pointer.fraction if pointer and candidate else None,
+        "auto": pointer.auto.model_dump(mode="json") if pointer and candidate and pointer.auto else None,
         "since": None if since is None else since.isoformat(),
+        **signers_of(version.sha256, store.signatures(version.model, version.sha256), store.trust),
     }
     try:
         direction = store.load(version.model, version.sha256)

@@ -9,9 +9,11 @@ from reins_serve.errors import ConflictError, StorageError
 from reins_serve.rollout.audit import Action, AuditLog, Event
 from reins_serve.rollout.document import Digest, Document, ModelName, Moment, Text, now, require_said
 from reins_serve.rollout.files import Files
+from reins_serve.rollout.limits import Automatic
 
 PREVIOUS = 20  # versions that a series of rollbacks can go back to
 OF_CANDIDATE = ("canary", "withdraw")  # actions that change the candidate; the others change what is live, or nothing
+OF_FILES = ("collect", "collected")  # actions that change nothing that serves
 
 
 class Pointer(Document):
@@ -23,6 +25,8 @@ class Pointer(Document):
         candidate, fraction: Digest of the version that serves the share `fraction` of the generations instead.
         previous: Digests that were live before, the last one first: where a rollback goes.
         condemned: Digests whose files are being removed, which nothing may point at meanwhile.
+        auto: How the canary ends by itself; None: it does not.
+        epoch: The generation at which what serves last changed: outcomes are counted from there (0: not known, the present one).
         updated, by, why, action, before, override: The change that made this pointer: its audit event can be told from it,
             so a writer that dies between the two loses none.
     """
@@ -41,6 +45,8 @@ class Pointer(Document):
     action: Action
     before: Digest | None
     override: Text | None
+    auto: Automatic | None = None
+    epoch: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -50,6 +56,8 @@ class Pointer(Document):
             raise ValueError("the candidate must be another version than the live one")
         if self.candidate is not None and self.live is None:
             raise ValueError("a candidate needs a live version beside it")
+        if self.auto is not None and self.candidate is None:
+            raise ValueError("without a candidate there is nothing to decide by itself")
         return self
 
     @property
@@ -65,6 +73,7 @@ class Pointer(Document):
             fraction=self.fraction,
             generation=self.generation,
             override=self.override,
+            auto=self.auto.limits if self.auto is not None and self.action == "canary" else None,
             removed=self.condemned if self.action == "collect" else (),
         )
 
@@ -124,8 +133,12 @@ class Pointers:
         if current is not None:
             self._audit.append(model, current.event)
         generation = (self._audit.last_generation(model) if current is None else current.generation) + 1
-        before = {"live": None, "candidate": None, "fraction": 0.0, "previous": (), "condemned": ()}
+        before = {
+            "live": None, "candidate": None, "fraction": 0.0, "previous": (), "condemned": (), "auto": None, "epoch": 0,
+        }  # fmt: skip
         kept = before if current is None else current.model_dump(include=set(before))
+        if action not in OF_FILES:
+            kept |= {"auto": None, "epoch": generation}
         pointer = Pointer.model_validate(
             {
                 "format": "reins.pointer/1",

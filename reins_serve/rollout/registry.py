@@ -8,41 +8,31 @@ serves: that is the acknowledgement.
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from reins_serve.errors import ConflictError, ReinsError
+from reins_serve.errors import ConflictError, DirectionError, ReinsError
 from reins_serve.rollout.audit import Event
+from reins_serve.rollout.decision import Decision, decide
+from reins_serve.rollout.document import MAX_TEXT, now
 from reins_serve.rollout.pointer import Pointer
+from reins_serve.rollout.signatures import Trust, short
 from reins_serve.rollout.snapshot import Report, Snapshot, Staged, read_snapshot
 from reins_serve.rollout.storage import DirectionStore
+from reins_serve.rollout.tracked import TrackedModel
 from reins_serve.rollout.versions import Version
+from reins_serve.steering.direction import Direction
 
 HOLD_S = 20.0  # a poll is answered after this time at the latest
 LOOK_S = 2.0  # how often storage is looked at for what others have changed
 FORGOTTEN_S = 3 * HOLD_S  # a replica that has not polled for so long is gone
 INLINE_BYTES = 64 << 10  # what is larger goes once into the object store, for all replicas
 
+AUTO = "auto"  # who ended a canary, in the audit log
+
 logger = logging.getLogger(__name__)
-
-
-class _Model:
-    """What the registry keeps of one model."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        self.changed = asyncio.Event()
-        self.reports: dict[str, tuple[Report, float]] = {}
-        self.error: str | None = None
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Answer every poll that waits."""
-        self.error = None
-        if snapshot is not self.snapshot:
-            self.snapshot = snapshot
-            self.changed.set()
-            self.changed = asyncio.Event()
 
 
 class DirectionRegistry:
@@ -50,26 +40,42 @@ class DirectionRegistry:
 
     Changes are safe to send again, as Ray does after a crash: a version is known by its digest, and a move of the pointer names
     the generation that it was decided on.
+
+    It holds to the public keys in its own environment, or else to those of whoever asks, or else to those of the replicas that
+    poll; replicas check again for themselves.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._store = DirectionStore(url)
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, TrackedModel] = {}
         self._turns: dict[str, asyncio.Lock] = {}
+        self._trusted: dict[str, dict[str, float]] = {}
         self._looking: asyncio.Task[None] | None = None
 
     async def url(self) -> str:
         """Where the store is."""
         return self._url
 
-    async def wait(self, model: str, known: int, report: Report | None = None, hold_s: float = HOLD_S) -> Snapshot:
-        """What serves, as soon as that is not generation `known`, or after `hold_s`. Raises StorageError."""
+    async def wait(
+        self,
+        model: str,
+        known: int,
+        report: Report | None = None,
+        hold_s: float = HOLD_S,
+        trusted: Sequence[str] = (),
+    ) -> Snapshot:
+        """What serves, as soon as that is not generation `known`, or after `hold_s`. Raises StorageError, SignatureError."""
+        before = self._trust(model)
+        self._trusted.setdefault(model, {}).update(dict.fromkeys(trusted, time.time()))
+        if model in self._models and self._trust(model) != before:
+            await self._refresh(model)
         entry = await self._entry(model)
         if report is not None:
-            entry.reports[report.replica] = report, time.time()
+            entry.heard(report)
         changed = entry.changed
         if entry.snapshot.generation == known:
+            hold_s = hold_s if entry.snapshot.auto is None else min(hold_s, LOOK_S)  # its counts are waited for
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), hold_s)
         return entry.snapshot
@@ -78,56 +84,63 @@ class DirectionRegistry:
         """The pointer as storage has it."""
         return await asyncio.to_thread(self._store.find, model)
 
-    async def publish(self, data: bytes, said: dict[str, Any]) -> Version:
+    async def publish(self, data: bytes, said: dict[str, Any], trusted: Sequence[str] = ()) -> Version:
         """Store a version; see DirectionStore.publish."""
-        return await asyncio.to_thread(lambda: self._store.publish(data, **said))
 
-    async def promote(self, model: str, version: str, generation: int, said: dict[str, Any]) -> Pointer:
+        def publish() -> Version:
+            return self._trusting(Direction.parse(data).model, trusted).publish(data, **said)
+
+        return await asyncio.to_thread(publish)
+
+    async def promote(
+        self, model: str, version: str, generation: int, said: dict[str, Any], trusted: Sequence[str] = ()
+    ) -> Pointer:
         """Make a version live; see DirectionStore.promote."""
-        return await self._move("promote", model, generation, said, version)
+        return await self._move("promote", model, generation, said, trusted, version)
 
-    async def canary(self, model: str, version: str, fraction: float, generation: int, said: dict[str, Any]) -> Pointer:
+    async def canary(
+        self,
+        model: str,
+        version: str,
+        fraction: float,
+        generation: int,
+        said: dict[str, Any],
+        trusted: Sequence[str] = (),
+    ) -> Pointer:
         """Give a version a share; see DirectionStore.canary."""
-        return await self._move("canary", model, generation, said, version, fraction)
+        return await self._move("canary", model, generation, said, trusted, version, fraction)
 
-    async def withdraw(self, model: str, generation: int, said: dict[str, Any]) -> Pointer:
+    async def withdraw(self, model: str, generation: int, said: dict[str, Any], trusted: Sequence[str] = ()) -> Pointer:
         """End a canary; see DirectionStore.withdraw."""
-        return await self._move("withdraw", model, generation, said)
+        return await self._move("withdraw", model, generation, said, trusted)
 
-    async def rollback(self, model: str, generation: int, said: dict[str, Any]) -> Pointer:
+    async def rollback(self, model: str, generation: int, said: dict[str, Any], trusted: Sequence[str] = ()) -> Pointer:
         """Go back to the version before; see DirectionStore.rollback."""
-        return await self._move("rollback", model, generation, said)
+        return await self._move("rollback", model, generation, said, trusted)
 
     async def history(self, model: str) -> list[Event]:
         """Everything that happened; see DirectionStore.history."""
         return await asyncio.to_thread(self._store.history, model)
 
     async def status(self, model: str) -> dict[str, Any]:
-        """What serves, and which replica has it, fit for JSON; `asked` is when a replica last polled, in Unix time."""
+        """What serves, what came of it, and which replica has it; `asked` is when a replica last polled, in Unix time."""
         entry = await self._entry(model)
-        snapshot, oldest = entry.snapshot, time.time() - FORGOTTEN_S
-        entry.reports = {name: seen for name, seen in entry.reports.items() if seen[1] > oldest}
-        return {
-            "model": model,
-            "generation": snapshot.generation,
-            "live": _named(snapshot.live),
-            "candidate": _named(snapshot.candidate),
-            "fraction": snapshot.fraction,
-            "error": entry.error,
-            "replicas": [asdict(report) | {"asked": asked} for report, asked in entry.reports.values()],
-        }
+        status = entry.status(time.time() - FORGOTTEN_S)
+        return status | {"trusted_keys": sorted(map(short, self._trust(model).keys))}
 
-    async def _entry(self, model: str) -> _Model:
+    async def _entry(self, model: str) -> TrackedModel:
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
         if model not in self._models:
             async with self._turn(model):
                 if model not in self._models:
-                    self._models[model] = _Model(await asyncio.to_thread(self._read, model, None))
+                    self._models[model] = TrackedModel(await asyncio.to_thread(self._read, model, None))
         return self._models[model]
 
-    async def _move(self, action: str, model: str, generation: int, said: dict[str, Any], *arguments: Any) -> Pointer:
-        move = getattr(self._store, action)
+    async def _move(
+        self, action: str, model: str, generation: int, said: dict[str, Any], trusted: Sequence[str], *arguments: Any
+    ) -> Pointer:
+        move = getattr(self._trusting(model, trusted), action)
 
         def moved() -> Pointer:
             try:
@@ -163,6 +176,35 @@ class DirectionRegistry:
             await asyncio.sleep(LOOK_S)
             for model in list(self._models):
                 await self._refresh(model)
+                await self._decide(model)
+
+    async def _decide(self, model: str) -> None:
+        """End an automatic canary whose counts, or whose time, say so: a move like any other, from the generation that was seen."""
+        entry = self._models[model]
+        snapshot = entry.snapshot
+        if snapshot.auto is None:
+            return
+        decision = decide(snapshot.auto, entry.outcome(snapshot.candidate), entry.outcome(snapshot.live), now())
+        if decision is None:
+            return
+        try:
+            await self._end(model, snapshot, decision)
+        except ConflictError:
+            logger.info("another writer was first to move the pointer of %s", model)
+        except Exception as error:
+            logger.warning("the automatic canary of %s has not ended yet, it is tried again: %s", model, error)
+
+    async def _end(self, model: str, snapshot: Snapshot, decision: Decision) -> None:
+        """Promote or withdraw; what may not be promoted, for its gates or its signature, is withdrawn."""
+        why = decision.why
+        if decision.action == "promote" and snapshot.candidate is not None and snapshot.auto is not None:
+            said = {"who": AUTO, "why": why[:MAX_TEXT], "override": snapshot.auto.override}
+            try:
+                await self._move("promote", model, snapshot.generation, said, (), snapshot.candidate.sha256)
+                return
+            except DirectionError as error:
+                why = f"it may not be promoted ({error}), although {why}"
+        await self._move("withdraw", model, snapshot.generation, {"who": AUTO, "why": why[:MAX_TEXT]}, ())
 
     async def _refresh(self, model: str) -> None:
         """Show what storage says; where that cannot be read, what was last read goes on."""
@@ -179,10 +221,20 @@ class DirectionRegistry:
                 entry.error = type(error).__name__
 
     def _read(self, model: str, known: Snapshot | None) -> Snapshot:
-        snapshot = read_snapshot(self._store, model, known)
+        snapshot = read_snapshot(self._trusting(model), model, known)
         if snapshot is known:
             return snapshot
         return replace(snapshot, live=_shared(snapshot.live), candidate=_shared(snapshot.candidate))
+
+    def _trust(self, model: str) -> Trust:
+        """The keys of this process, or else those of the replicas of a model that have polled lately."""
+        recent, said = time.time() - FORGOTTEN_S, self._trusted.get(model, {})
+        return self._store.trust or Trust(frozenset(key for key, at in list(said.items()) if at > recent))
+
+    def _trusting(self, model: str, trusted: Sequence[str] = ()) -> DirectionStore:
+        """The store as somebody with these keys sees it."""
+        asking = Trust(frozenset(trusted))
+        return self._store.trusting(self._store.trust or asking or self._trust(model))
 
     def _turn(self, model: str) -> asyncio.Lock:
         return self._turns.setdefault(model, asyncio.Lock())
@@ -195,7 +247,3 @@ def _shared(staged: Staged | None) -> Staged | None:
     import ray
 
     return replace(staged, data=ray.put(staged.data))
-
-
-def _named(staged: Staged | None) -> dict[str, Any] | None:
-    return None if staged is None else {"sha256": staged.sha256, "number": staged.number}

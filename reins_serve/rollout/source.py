@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from reins_serve.errors import RegistryUnavailable, ReinsError
+from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.snapshot import Report, Snapshot, read_snapshot
 from reins_serve.rollout.storage import DirectionStore
 
@@ -46,11 +47,13 @@ class Source:
         up: Whether the registry answered the last time.
     """
 
-    def __init__(self, address: StoreAddress, model: str) -> None:
+    def __init__(self, address: StoreAddress, model: str, trust: Trust = Trust()) -> None:
         self._address = address
         self._model = model
+        self._trust = trust
         self._registry: Any = None
-        self._store = DirectionStore(address.store) if address.store else None
+        self._store = self._open(address.store) if address.store else None
+        self._stored: Snapshot | None = None
         self.up = False
 
     def first(self) -> Snapshot:
@@ -72,12 +75,19 @@ class Source:
         return snapshot
 
     def stored(self) -> Snapshot:
-        """What storage says. Raises StorageError; RegistryUnavailable where only the registry knows the store."""
+        """What storage says; only its pointer is read while that has not moved.
+
+        Raises StorageError; RegistryUnavailable where only the registry knows the store.
+        """
         if self._store is None:
             raise RegistryUnavailable(
                 "There is no registry of directions that could name the store. Name it: reins://STORE."
             )
-        return read_snapshot(self._store, self._model)
+        self._stored = read_snapshot(self._store, self._model, self._stored)
+        return self._stored
+
+    def _open(self, url: str) -> DirectionStore:
+        return DirectionStore(url).trusting(self._trust)
 
     def _connect(self) -> Any:
         import ray
@@ -86,10 +96,14 @@ class Source:
             raise RegistryUnavailable("Ray does not run in this process.")
         from reins_serve.rollout import client
 
-        address = self._address
-        registry = client.connect(address.store, address.namespace) if address.store else client.find(address.namespace)
+        address, keys = self._address, sorted(self._trust.keys)
+        registry = (
+            client.connect(address.store, address.namespace, keys)
+            if address.store
+            else client.find(address.namespace, keys)
+        )
         if registry is None:
             raise RegistryUnavailable("This cluster has no registry of directions. Name its store: reins://STORE.")
         if self._store is None:
-            self._store = DirectionStore(registry.url())
+            self._store = self._open(registry.url())
         return registry

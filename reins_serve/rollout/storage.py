@@ -2,20 +2,25 @@
 
 {root}/{model}/versions/{sha256}.safetensors   immutable, named by digest
 {root}/{model}/reports/{sha256}.html           the report that came with it
+{root}/{model}/signatures/{sha256}.{key}.json  who vouches for it
 {root}/{model}/numbers/{number}.json           what was published, when, by whom
 {root}/{model}/pointer.json                    what is live; replaced by compare-and-swap
 {root}/{model}/audit/{time}-....json           what happened, one document an event
 """
 
 import re
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from reins_serve.errors import ConflictError, DirectionError, ReinsError, StorageError
+from reins_serve.rollout import collection
 from reins_serve.rollout.audit import AuditLog, Event
 from reins_serve.rollout.document import MODEL_PATTERN, require_said
 from reins_serve.rollout.files import open_files
+from reins_serve.rollout.limits import Automatic, CanaryLimits
 from reins_serve.rollout.pointer import PREVIOUS, Found, Pointer, Pointers
+from reins_serve.rollout.signatures import Signature, Trust, read_signature
 from reins_serve.rollout.versions import Version, Versions, check_servable
 from reins_serve.steering.direction import MAX_BYTES, Direction
 
@@ -26,14 +31,24 @@ class DirectionStore:
     Methods that change something take `who` and `why`, which are recorded, and raise ConflictError when another writer was
     first; those that move the pointer take the `generation` that the caller decided on, None for the one found. Nothing is
     repeated for the caller: read again, decide again. Whatever raises has changed nothing that is serving.
+
+    Where `trusted_keys` (or the environment) name public keys, a version that none of them has signed is neither published nor
+    pointed at, whatever is overridden: SignatureError.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, trusted_keys: Sequence[str] = (), **options: Any) -> None:
         self.url = url
+        self.trust = Trust.of(trusted_keys)
         self._files = open_files(str(url), **options)
         self._versions = Versions(self._files)
         self._audit = AuditLog(self._files)
         self._pointers = Pointers(self._files, self._audit)
+
+    def trusting(self, trust: Trust) -> "DirectionStore":
+        """The same store for somebody who trusts other keys."""
+        other = copy(self)
+        other.trust = trust
+        return other
 
     def models(self) -> list[str]:
         """Names of the models that something was published for."""
@@ -48,17 +63,21 @@ class DirectionStore:
         why: str,
         model: str | None = None,
         report: bytes | None = None,
+        signature: bytes | Signature | None = None,
         new_base: bool = False,
     ) -> Version:
-        """Store a direction as a version, which is not live yet. The same bytes again are the same version.
+        """Store a direction as a version, which is not live yet. The same bytes again are the same version, which may then be
+        signed by one more key.
 
         Args:
             model: The model that it shall be for; None: the one that it names.
             report: One HTML file for the person who decides.
+            signature: What `reins-serve directions sign` made of the file.
             new_base: The base model's weights have changed, on purpose, since the version before.
 
         Raises:
             DirectionError: the file is invalid, or belongs to another model or other weights.
+            SignatureError: the signature is not one of this file, or there is none by a trusted key.
         """
         data = direction.data if isinstance(direction, Direction) else direction
         if len(data) > MAX_BYTES:
@@ -70,7 +89,9 @@ class DirectionStore:
             )
         _require_name(checked.model)
         require_said(who=who, why=why)
-        version = self._versions.add(checked, report, who, why, new_base)
+        given = read_signature(signature) if isinstance(signature, bytes) else signature
+        self._require_signed(checked, given)
+        version = self._versions.add(checked, report, given, who, why, new_base)
         self._audit.append_later(checked.model, _published(version))
         return version
 
@@ -88,6 +109,15 @@ class DirectionStore:
         """The report that a version came with, if it came with one."""
         _require_name(model)
         return self._versions.report(model, sha256)
+
+    def signatures(self, model: str, sha256: str) -> tuple[Signature, ...]:
+        """A version's signatures, as storage has them; whether they are valid, and trusted, is still to be asked."""
+        _require_name(model)
+        return self._versions.signed.of(model, sha256)
+
+    def signature_names(self, model: str, *versions: str | None) -> frozenset[str]:
+        """What tells whether some versions have other signatures than before."""
+        return self._versions.signed.names(model, *versions)
 
     def find(self, model: str) -> Pointer | None:
         """What is live; None where nothing was promoted yet. Raises StorageError for a pointer that is damaged."""
@@ -149,9 +179,16 @@ class DirectionStore:
         who: str,
         why: str,
         override: str | None = None,
+        auto: CanaryLimits | Mapping[str, Any] | None = None,
         generation: int | None = None,
     ) -> Pointer:
-        """Give a version a share of the generations, above 0 and below 1, beside the live one. Raises as `promote` does."""
+        """Give a version a share of the generations, above 0 and below 1, beside the live one. Raises as `promote` does.
+
+        Args:
+            auto: CanaryLimits by which the cluster's registry ends the canary: it promotes the version, or withdraws it. The reason
+                given in `override`, if any, then holds for that promotion too.
+        """
+        limits = None if auto is None else CanaryLimits.of(auto)
         if not 0 < fraction < 1:
             raise ReinsError(
                 f"The fraction of a canary lies above 0 and below 1, such as 0.1; it is {fraction}. Promote for all.",
@@ -170,10 +207,12 @@ class DirectionStore:
                 f"Versions {live.number} (live) and {chosen.number} of {model} belong to different weights: no replica can carry "
                 "both. Promote instead, together with the weights."
             )
-        if (current.candidate, current.fraction) == (chosen.sha256, fraction):
+        declared = None if current.auto is None else current.auto.limits
+        if (current.candidate, current.fraction, declared) == (chosen.sha256, fraction, limits):
             return current
+        automatic = None if limits is None else Automatic.of(limits, override)
         return self._pointers.move(
-            model, found, "canary", who, why, override, candidate=chosen.sha256, fraction=fraction
+            model, found, "canary", who, why, override, candidate=chosen.sha256, fraction=fraction, auto=automatic
         )
 
     def withdraw(self, model: str, *, who: str, why: str, generation: int | None = None) -> Pointer:
@@ -205,7 +244,12 @@ class DirectionStore:
             pointer = self.find(model)
         except StorageError:  # whoever must restore a damaged pointer needs its history
             pointer = None
-        known = [_published(version) for version in self._versions.all(model)] + ([pointer.event] if pointer else [])
+        versions = self._versions.all(model)
+        known = [_published(version) for version in versions] + ([pointer.event] if pointer else [])
+        numbers = {version.sha256: version.number for version in versions}
+        for signed in self._versions.signed.all(model):
+            if (number := numbers.get(signed.signature.sha256)) is not None:
+                known.append(signed.event(number))
         events = {event.name: event for event in known} | self._audit.events(model)
         return [events[name] for name in sorted(events)]
 
@@ -219,32 +263,19 @@ class DirectionStore:
         if keep < 0:
             raise ReinsError(f"keep must not be negative; it is {keep}.", code="invalid_value")
         found = self._find(model)
-        current = found.pointer
-        known, stored = self._versions.all(model), self._versions.stored(model)
         events = self.history(model)[-keep:] if keep else []
-        needed = {digest for event in events for digest in (event.before, event.after)}
-        needed |= {version.sha256 for version in known[len(known) - min(keep, len(known)) :]}
-        if current is not None:
-            needed |= {current.live, current.candidate, *current.previous}
-        condemned = [version for version in known if version.sha256 in stored - needed]
-        if condemned:
-            digests = tuple(version.sha256 for version in condemned)
-            self._pointers.move(model, found, "collect", who, why, condemned=digests)
-        self._acquit(model, who, why)
+        condemned = collection.collect(self._versions, self._pointers, model, found, events, keep, who, why)
         self._files.sweep(model)
         return condemned
 
-    def _acquit(self, model: str, who: str, why: str) -> None:
-        """Take the list of the condemned off the pointer once their files are gone, whoever else moves it meanwhile."""
-        while True:
-            found = self._find(model)
-            condemned = () if found.pointer is None else found.pointer.condemned
-            for digest in condemned:
-                self._versions.remove(model, digest)
-            if not condemned:
-                return
-            with suppress(ConflictError):
-                self._pointers.move(model, found, "collected", who, why, condemned=())
+    def _require_signed(self, direction: Direction, given: Signature | None) -> None:
+        """Refuse a signature of another file always, and where keys are trusted what none of them has signed."""
+        called = f"the direction {direction.name}"
+        if given is not None:
+            given.require(direction.sha256, called)
+        if self.trust:
+            signatures = self._versions.signed.of(direction.model, direction.sha256) if given is None else (given,)
+            self.trust.check(direction.sha256, signatures, called)
 
     def _find(self, model: str, generation: int | None = None) -> Found:
         _require_name(model)
@@ -263,6 +294,8 @@ class DirectionStore:
                 f"{self._versions.file(model, sha256)} is being removed by `directions collect`. When that has ended, publish the "
                 "direction again."
             )
+        if self.trust:
+            self.trust.check(sha256, self._versions.signed.of(model, sha256), f"Version {sha256[:12]} of {model}")
         return self._versions.load(model, sha256)
 
 

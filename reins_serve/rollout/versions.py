@@ -1,13 +1,17 @@
 """Versions of a model's directions: immutable files named by their digest, each with the number that people call it by."""
 
 import re
+from contextlib import suppress
 from typing import Literal
 
 from reins_serve.errors import DirectionError, StorageError
 from reins_serve.rollout.document import Digest, Document, ModelName, Moment, Text, now
 from reins_serve.rollout.files import Files
 from reins_serve.rollout.files.base import tag_of
+from reins_serve.rollout.signatures import Signature
+from reins_serve.rollout.signed import SignedFiles
 from reins_serve.steering.direction import Direction
+from reins_serve.steering.fit import check_base
 
 SHORTEST_PREFIX = 6
 
@@ -28,24 +32,34 @@ class Version(Document):
 
 
 class Versions:
-    """The files below `{model}/versions`, `{model}/reports` and `{model}/numbers`.
+    """The files below `{model}/versions`, `{model}/reports`, `{model}/signatures` and `{model}/numbers`.
 
-    A version is written in the order file, report, number: what has a number is whole. A number is taken by creating its
+    A version is written in the order file, report, signature, number: what has a number is whole. A number is taken by creating its
     document where none exists, so that of two publishers who want it one goes on to the next.
     """
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self.signed = SignedFiles(files)
 
     def file(self, model: str, sha256: str) -> str:
         """The full name of a version's file."""
         return self._files.where(_file(model, sha256))
 
-    def add(self, direction: Direction, report: bytes | None, by: str, why: str, new_base: bool) -> Version:
+    def add(
+        self,
+        direction: Direction,
+        report: bytes | None,
+        signature: Signature | None,
+        by: str,
+        why: str,
+        new_base: bool,
+    ) -> Version:
         """Store a direction and give it a number; one that has a number keeps it, and its file is made whole again.
 
         Raises:
-            DirectionError: the versions before it belong to another base model, and `new_base` does not say that this is meant.
+            DirectionError: the versions before it belong to another base model, and `new_base` does not say that this is meant;
+                or it says another thing of the same one.
             StorageError: the storage fails; there is no new version then.
         """
         model, sha256 = direction.model, direction.sha256
@@ -58,7 +72,11 @@ class Versions:
                     f"{direction.name} was fitted on another base model than version {known[-1].number} of {model} (fingerprint "
                     f"{fingerprint}, not {known[-1].fingerprint}). Refit it, or say that the base model is new (--new-base)."
                 )
+            if same is None:
+                self._require_base(direction, known)
             self._write(direction, report)
+            if signature is not None:
+                self.signed.add(model, signature, by, why)
             if same is not None:
                 return same
             version = Version(
@@ -74,6 +92,16 @@ class Versions:
             )
             if self._files.swap(f"{model}/numbers/{version.number:08d}.json", version.encoded(), None):
                 return version
+
+    def _require_base(self, direction: Direction, known: list[Version]) -> None:
+        """Equal weights have one width and one number of blocks: compare with the newest version of them that can be read."""
+        stored = self.stored(direction.model) if known else set()
+        for version in reversed(known):
+            if version.fingerprint == direction.meta.base.fingerprint and version.sha256 in stored:
+                with suppress(StorageError):  # it is damaged: another one will do
+                    base = self.load(direction.model, version.sha256).meta.base
+                    check_base(direction, base, f"that of version {version.number}")
+                    return
 
     def _write(self, direction: Direction, report: bytes | None) -> None:
         path = _file(direction.model, direction.sha256)

@@ -18,9 +18,11 @@ from typing import Protocol
 
 from reins_serve.errors import DirectionError, RegistryUnavailable, ReinsError, SteeringUnavailable
 from reins_serve.rollout.meters import Meters
+from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.snapshot import Report, Snapshot
 from reins_serve.rollout.source import Source, StoreAddress
 from reins_serve.steering.direction import Direction
+from reins_serve.steering.outcomes import Outcomes
 from reins_serve.steering.policy import CANDIDATE, LIVE
 
 RETRY_S, LONGEST_RETRY_S = 0.2, 5.0
@@ -29,9 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 class Target(Protocol):
-    """What takes up directions, such as a SteeringMiddleware."""
+    """What takes up directions, such as a SteeringMiddleware, and counts what becomes of them, if it generates."""
 
-    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0) -> None:
+    @property
+    def outcomes(self) -> Outcomes | None: ...
+
+    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0, epoch: int = 0) -> None:
         """Check and take them up. Raises ReinsError, and then keeps what it had."""
 
 
@@ -41,6 +46,7 @@ class Watcher:
     Args:
         fixed: Directions by other names, which stand beside them unchanged.
         replica: A name for the registry's status; None gives one. An empty one is not reported.
+        trust: Public keys of which one must have signed a version, whatever the registry says of it.
 
     Attributes:
         snapshot: What is served.
@@ -55,12 +61,14 @@ class Watcher:
         model: str,
         fixed: Mapping[str, Direction] = MappingProxyType({}),
         replica: str | None = None,
+        trust: Trust = Trust(),
     ) -> None:
         if {LIVE, CANDIDATE} & set(fixed):
             raise ReinsError(f"{LIVE} and {CANDIDATE} come from the store; give other directions other names.")
         self._model = model
         self._fixed = dict(fixed)
-        self._source = Source(StoreAddress.parse(address), model)
+        self._trust = trust
+        self._source = Source(StoreAddress.parse(address), model, trust)
         self._meters = Meters(model)
         self._known = 0
         self._since = time.time()
@@ -96,6 +104,10 @@ class Watcher:
         self._meters.registry(self.registry_up)
         return directions, self._share(directions, snapshot)
 
+    def begin(self, target: Target, directions: Mapping[str, Direction]) -> None:
+        """Let a target that has the live direction take up all that `first` returned."""
+        self.error = self._swap(target, directions, self.snapshot) or self.error
+
     def follow(self, target: Target) -> None:
         """Keep a target up to date from now on, for as long as it lives and `close` is not called."""
         threading.Thread(
@@ -110,7 +122,7 @@ class Watcher:
         """Fetch, check and swap. What is refused leaves everything as it is. Raises RayError if the bytes cannot be fetched."""
         try:
             directions, error = self._fetched(snapshot)
-            target.swap({**self._fixed, **directions}, self._share(directions, snapshot))
+            error = self._swap(target, directions, snapshot) or error
         except ReinsError as refused:
             self.refused += 1
             self.error, self._known = str(refused), snapshot.generation
@@ -127,13 +139,25 @@ class Watcher:
             self._meters.swapped("refused", None)
             logger.error("the candidate of %s is refused, and the live direction serves alone: %s", self._model, error)
 
+    def _swap(self, target: Target, directions: Mapping[str, Direction], snapshot: Snapshot) -> str | None:
+        """Swap; a candidate that does not suit the target is left out, and what is wrong with it returned. Raises ReinsError."""
+        try:
+            target.swap({**self._fixed, **directions}, self._share(directions, snapshot), snapshot.epoch)
+        except ReinsError as error:
+            if CANDIDATE not in directions:
+                raise
+            alone = {name: direction for name, direction in directions.items() if name != CANDIDATE}
+            target.swap({**self._fixed, **alone}, epoch=snapshot.epoch)
+            return str(error)
+        return None
+
     def _fetched(self, snapshot: Snapshot) -> tuple[dict[str, Direction], str | None]:
         """The snapshot's directions by name, and what is wrong with the candidate if it must be left out."""
-        directions = {} if snapshot.live is None else {LIVE: snapshot.live.direction(self._model)}
+        directions = {} if snapshot.live is None else {LIVE: snapshot.live.direction(self._model, self._trust)}
         if snapshot.candidate is None:
-            return directions, None
+            return directions, snapshot.error
         try:
-            candidate = snapshot.candidate.direction(self._model)
+            candidate = snapshot.candidate.direction(self._model, self._trust)
         except ReinsError as error:
             return directions, str(error)
         return {**directions, CANDIDATE: candidate}, None
@@ -147,9 +171,10 @@ class Watcher:
         self.numbers |= {one.sha256: one.number for one in (snapshot.live, snapshot.candidate) if one is not None}
         self._known, self._since = snapshot.generation, time.time()
 
-    def _report(self) -> Report | None:
+    def _report(self, target: Target | None) -> Report | None:
         if not self.replica:
             return None
+        outcomes = None if target is None else target.outcomes
         live, candidate = self.snapshot.live, self.snapshot.candidate
         return Report(
             self.replica,
@@ -158,13 +183,15 @@ class Watcher:
             candidate.sha256 if candidate is not None else None,
             self._since,
             self.error,
+            *((outcomes.epoch, outcomes.counts()) if outcomes is not None else ()),
         )
 
     def _run(self, target: "weakref.ref[Target]") -> None:
         pause = RETRY_S
         while not self._stop.is_set() and target() is not None:
             try:
-                snapshot, down = self._next(), not self.registry_up
+                snapshot = self._next(self._report(target()))
+                down = not self.registry_up
                 found = target()
                 if found is None or self._stop.is_set():
                     return
@@ -179,10 +206,10 @@ class Watcher:
             if down:
                 self._stop.wait(pause * random.uniform(0.5, 1))
 
-    def _next(self) -> Snapshot:
+    def _next(self, report: Report | None) -> Snapshot:
         was_up = self.registry_up
         try:
-            snapshot = self._source.next(self._known, self._report())
+            snapshot = self._source.next(self._known, report)
         except RegistryUnavailable as error:
             if was_up:
                 logger.warning("generation %d of %s serves on: %s", self.snapshot.generation, self._model, error)

@@ -3,18 +3,17 @@
 import hmac
 from dataclasses import dataclass
 
-from reins_serve.serving.config import ApplicationConfig, hash_key
+from reins_serve.serving.config import ADMIN, EVERYBODY, ApplicationConfig, hash_key
 from reins_serve.serving.http_errors import RequestError
-
-EVERYBODY = "everybody"
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request: jobs belong to `owner`; `admin` may turn steering off."""
+    """Who sent a request: jobs belong to `owner` and get its `priority`; `admin` may turn steering off."""
 
     owner: str
     admin: bool
+    priority: int = 0
 
 
 def identify(authorization: str | None, config: ApplicationConfig) -> Caller:
@@ -29,9 +28,11 @@ def identify(authorization: str | None, config: ApplicationConfig) -> Caller:
     scheme, _, key = (authorization or "").partition(" ")
     digest = hash_key(key.strip()) if scheme.lower() == "bearer" else ""
     admin = config.admin_key_sha256 is not None and hmac.compare_digest(digest, config.admin_key_sha256)
-    if not config.api_keys_sha256:
+    if not config.api_keys:
         return Caller(EVERYBODY, admin)
-    known = [hmac.compare_digest(digest, listed) for listed in config.api_keys_sha256]  # no early exit
-    if not (admin or any(known)):
+    known = [key for key in config.api_keys if hmac.compare_digest(digest, key.sha256)]  # no early exit
+    if known:
+        return Caller(known[0].name, admin, known[0].priority)
+    if not admin:
         raise RequestError("Send a valid key as `Authorization: Bearer KEY`.", code="invalid_api_key")
-    return Caller(digest, admin)
+    return Caller(ADMIN, admin)

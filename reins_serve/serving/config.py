@@ -12,19 +12,28 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from reins_serve.calibration.sampling import SamplingConfig
+from reins_serve.calibration.sampling import JudgingConfig, SamplingConfig
+from reins_serve.content_credentials import CredentialsConfig
 from reins_serve.errors import DirectionError, ReinsError
 from reins_serve.models import catalog
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.options import LoadingOptions
 from reins_serve.models.spec import SPECS, DenoiserSpec
+from reins_serve.provenance import Private
+from reins_serve.rollout.signatures import read_key
 from reins_serve.rollout.source import SCHEME, absolute
 from reins_serve.serving.jobs import RETENTION_S
 from reins_serve.steering.policy import CANDIDATE, LIVE, SteeringPolicy
 
+Host = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,252}(:[0-9]{1,5})?$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.\-\[\]:]+)$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 DATABASE_FILE = "jobs.sqlite3"
+# Owners of jobs that were made without an API key: with the admin key, and where no keys are needed.
+ADMIN, EVERYBODY = "admin", "everybody"
+
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -65,30 +74,38 @@ class ModelConfig(_Strict):
             path is looked up in the working directory, then beside the installed package (see `find_file`).
         store: Folder or fsspec URL of the store of directions from which `live` comes instead, and a canary's candidate: what
             `reins-serve directions` or the API promotes there is taken up while the model serves.
+        trusted_keys: Public keys (`ed25519:HEX`, or paths of PEM files) of which one must have signed every direction of this
+            model, from a file or from the store. Empty: those in the environment variable REINS_TRUSTED_KEYS, if any.
         policy: What a request may ask for, and the operator's floor.
         entry: A catalogue entry of your own, of the same name, for a checkpoint that the catalogue does not have.
         specs: Entries of SPECS, by class name, for denoisers that steering does not know.
         task: What it makes, one of its entry's tasks; None: the first.
         loading: How its checkpoint is loaded and accelerated.
         sampling: What a replica stores of live traffic for the next recalibration; None: nothing.
+        judging: Which of its clips a judge looks at, to compare the versions of a canary; None: none.
         torch_threads: Threads of one replica's arithmetic on the CPU; None leaves torch's own choice.
         num_replicas: How many replicas there always are, where `autoscaling` is not given.
         num_cpus, num_gpus: What Ray reserves for one replica: a part of a GPU, or several on one node.
         max_batch_size: Most requests of equal shape, steps and guidance that share one pipeline call.
         max_batch_wait_ms: How long the oldest waiting request waits for others to join.
         max_queued: Most jobs that may wait for this model; one more is refused with 429.
+        file_metadata: What a clip's file says of its request beside how it was made: `prompt`, `seed`, or nothing.
+        c2pa: Whose signature its clips carry (Content Credentials); None: none.
+        log_prompts: Whether logs may show prompts; else they show their hash, and libraries log errors alone.
         generation_timeout_s: A job that takes longer than this, from its dispatch on, fails with `timeout`.
     """
 
     name: str
     directions: dict[str, str] = Field(default_factory=dict)
     store: str | None = Field(None, min_length=1)
+    trusted_keys: tuple[str, ...] = ()
     policy: SteeringPolicy = SteeringPolicy()
     entry: CatalogEntry | None = None
     specs: dict[str, DenoiserSpec] = Field(default_factory=dict)
     task: str | None = None
     loading: LoadingOptions = LoadingOptions()
     sampling: SamplingConfig | None = None
+    judging: JudgingConfig | None = None
     torch_threads: int | None = Field(None, ge=1)
     num_replicas: int = Field(1, ge=1)
     autoscaling: Autoscaling | None = None
@@ -97,6 +114,9 @@ class ModelConfig(_Strict):
     max_batch_size: int = Field(1, ge=1)
     max_batch_wait_ms: float = Field(0, ge=0, allow_inf_nan=False)
     max_queued: int = Field(64, ge=1)
+    file_metadata: tuple[Private, ...] = ()
+    c2pa: CredentialsConfig | None = None
+    log_prompts: bool = False
     generation_timeout_s: float = Field(3600, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
@@ -156,10 +176,10 @@ class ModelConfig(_Strict):
         task = self.task or entry.tasks[0]
         if task not in entry.tasks:
             raise ReinsError(f"{self.name} does not do {task}; its tasks are: {', '.join(entry.tasks)}.", param="task")
-        if task != "text-to-video":
+        if task not in ("text-to-video", "image-to-video"):
             raise ReinsError(
-                f"{self.name} is configured for {task}, and the HTTP API takes no image yet; use it through "
-                "`reins_serve.attach` and `models.generation`, or choose the task text-to-video.",
+                f"{self.name} is configured for {task}, and the HTTP API takes no video; use it through `reins_serve.attach` and "
+                "`models.generation`, or choose another task.",
                 param="task",
             )
         if entry.max_batch is not None and self.max_batch_size > entry.max_batch:
@@ -186,10 +206,37 @@ class ModelConfig(_Strict):
 
 
 class Limits(_Strict):
-    """Bounds on a single HTTP request; a model's own bounds are in the catalogue."""
+    """Bounds on a single HTTP request; a model's own bounds are in the catalogue.
+
+    Attributes:
+        max_prompt_chars: Of a prompt, and of a negative prompt.
+        max_body_bytes: Of a request's body, without the room for an image where a model takes one.
+        max_image_bytes, max_image_pixels: Of an image that a clip begins with; pixels are counted before any is decoded.
+        image_timeout_s: How long fetching one from another host may take, redirects included.
+        max_pixels, max_frames: Of a clip: width times height, and length; None: what the model can.
+    """
 
     max_prompt_chars: int = Field(2000, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1)
+    max_image_bytes: int = Field(10 << 20, ge=1)
+    max_image_pixels: int = Field(25_000_000, ge=1, le=80_000_000)
+    image_timeout_s: float = Field(10, gt=0, allow_inf_nan=False)
+    max_pixels: int | None = Field(None, ge=1)
+    max_frames: int | None = Field(None, ge=1)
+
+
+class ApiKey(_Strict):
+    """A key that may use the API.
+
+    Attributes:
+        name: Its jobs belong to this name; a new key under the same name keeps them.
+        sha256: SHA-256 digest of the key, hexadecimal.
+        priority: Of the jobs that wait, those of higher priority go first.
+    """
+
+    name: Name
+    sha256: Sha256
+    priority: int = Field(0, ge=-100, le=100)
 
 
 class ApplicationConfig(_Strict):
@@ -205,9 +252,11 @@ class ApplicationConfig(_Strict):
             more than one needs PostgreSQL and shared storage, or, on a single machine, the same SQLite file and folder.
         drain_s: How long a gateway that goes away waits for its clips before it hands their jobs back to the queue; None: as
             long as the longest `generation_timeout_s`.
-        api_keys_sha256: SHA-256 digests, hexadecimal, of the keys that may use the API. Empty: everybody who reaches the
-            port may, which is meant for a server that listens on the loopback interface only.
+        api_keys: The keys that may use the API. Empty: everybody who reaches the port may, which is meant for a server that
+            listens on the loopback interface only.
         admin_key_sha256: Digest of the key that may turn steering off. None: nobody may.
+        cors_origins: Origins, such as `https://studio.example.com`, whose pages may use the API from a browser; `*`: all.
+        image_hosts: Hosts, as `host` or `host:port`, from which images are fetched over https; empty: no image is fetched.
         limits: Bounds on a single HTTP request.
     """
 
@@ -217,8 +266,10 @@ class ApplicationConfig(_Strict):
     retention_s: float | None = Field(RETENTION_S, gt=0, allow_inf_nan=False)
     num_gateways: int = Field(1, ge=1)
     drain_s: float | None = Field(None, ge=0, allow_inf_nan=False)
-    api_keys_sha256: tuple[Sha256, ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
     admin_key_sha256: Sha256 | None = None
+    cors_origins: tuple[Origin, ...] = ()
+    image_hosts: tuple[Host, ...] = ()
     limits: Limits = Limits()
 
     @field_validator("models")
@@ -262,6 +313,16 @@ class ApplicationConfig(_Strict):
         if self.database is None and "://" in self.output_dir:
             raise ValueError("name a database: the default, an SQLite file in output_dir, needs a local folder there")
         return self
+
+    @field_validator("api_keys")
+    @classmethod
+    def _different_keys(cls, keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        for values in ([key.name for key in keys], [key.sha256 for key in keys]):
+            if len(set(values)) != len(values):
+                raise ValueError("every API key needs a name and a digest of its own")
+        if reserved := {key.name for key in keys} & {ADMIN, EVERYBODY}:
+            raise ValueError(f"{reserved.pop()} is no name for an API key: others' jobs have it; choose another")
+        return keys
 
     @property
     def drain_timeout_s(self) -> float:
@@ -309,16 +370,18 @@ def find_file(path: str) -> Path:
 
 
 def resolved(config: ApplicationConfig) -> ApplicationConfig:
-    """The same configuration with absolute paths, so that no later process depends on its working directory.
+    """The same configuration with absolute paths and keys themselves, so that no later process depends on its working directory.
 
     Raises:
         DirectionError: a direction file is not where the configuration says.
+        ReinsError: a trusted key is none.
     """
     models = tuple(
         model.model_copy(
             update={
                 "directions": {name: str(find_file(path)) for name, path in model.directions.items()},
                 "store": None if model.store is None else absolute(model.store),
+                "trusted_keys": tuple(map(read_key, model.trusted_keys)),
             }
         )
         for model in config.models

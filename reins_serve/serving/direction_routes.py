@@ -8,16 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
 from reins_serve.rollout.document import MAX_TEXT
+from reins_serve.rollout.limits import CanaryLimits
 from reins_serve.rollout.pointer import Pointer
 from reins_serve.rollout.versions import Version
-from reins_serve.serving.admission import limited
 from reins_serve.serving.auth import Caller
-from reins_serve.serving.config import Limits
 from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.http_errors import RequestError
 from reins_serve.serving.schema import ErrorAnswer
-from reins_serve.steering.direction import MAX_BYTES
 
+FILES = ("file", "signature")
 Said = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 
 
@@ -31,7 +30,7 @@ class _Said(BaseModel):
 
 
 class Publish(_Said):
-    """The fields beside `file`; `model` refuses a file of another one, `new_base` says that the weights have changed on purpose."""
+    """The fields beside the files; `model` refuses a file of another one, `new_base` says that other weights are meant."""
 
     model: str | None = None
     new_base: bool = False
@@ -51,9 +50,10 @@ class Promote(Back):
 
 
 class Canary(Promote):
-    """`fraction` is the share of the generations."""
+    """`fraction` is the share of the generations; `auto` has the limits by which the canary ends by itself."""
 
     fraction: float = Field(gt=0, lt=1, allow_inf_nan=False)
+    auto: CanaryLimits | None = None
 
 
 class DirectionList(BaseModel):
@@ -63,7 +63,7 @@ class DirectionList(BaseModel):
     data: list[dict[str, Any]]
 
 
-def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Callable[..., Caller]) -> None:
+def add(app: FastAPI, directions: DirectionsAdmin, caller: Callable[..., Caller]) -> None:
     """Add the routes to an application."""
 
     def admin(asking: Annotated[Caller, Depends(caller)]) -> Caller:
@@ -73,7 +73,7 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
 
     asks: dict[str, Any] = {
         "dependencies": [Depends(admin)],
-        "responses": {status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 503)},
+        "responses": {status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 503)},
     }
 
     @app.get("/v1/directions", **asks)
@@ -81,18 +81,24 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
         """Every version of the served models' directions, and what serves where."""
         return DirectionList(data=await directions.overview())
 
-    @app.post("/v1/directions", openapi_extra=_form_schema(), **asks)
+    @app.post("/v1/directions", **asks)
     async def publish_direction(request: Request) -> Version:
-        """Store a direction file as a version, which is not live yet; the same file again is the same version."""
-        async with limited(request, MAX_BYTES + limits.max_body_bytes).form(max_files=1, max_fields=8) as form:
+        """Store a direction file as a version, which is not live yet; the same file again is the same version.
+
+        `signature` is what `reins-serve directions sign` made of it, needed where keys are trusted.
+        """
+        async with request.form(max_files=len(FILES), max_fields=8) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError(
                     "Send the direction file as multipart/form-data.", code="missing_required_parameter", param="file"
                 )
-            said = Publish.model_validate({key: value for key, value in form.items() if key != "file"})
+            signature = form.get("signature")
+            said = Publish.model_validate({key: value for key, value in form.items() if key not in FILES})
             data = await file.read()
-        return await directions.publish(data, said.model_dump())
+            signed = await signature.read() if isinstance(signature, UploadFile) else signature
+        signed = signed.encode() if isinstance(signed, str) else signed
+        return await directions.publish(data, said.model_dump() | {"signature": signed})
 
     @app.post("/v1/directions/{model}/promote", **asks)
     async def promote_direction(model: str, body: Promote) -> Pointer:
@@ -102,7 +108,7 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
     @app.post("/v1/directions/{model}/canary", **asks)
     async def canary_direction(model: str, body: Canary) -> Pointer:
         """Give a version a share of the generations, beside the live one."""
-        said = body.model_dump(exclude={"version", "fraction"})
+        said = body.model_dump(exclude={"version", "fraction", "auto"}) | {"auto": body.auto}
         return await directions.move("canary", model, said, body.version, body.fraction)
 
     @app.post("/v1/directions/{model}/withdraw", **asks)
@@ -114,11 +120,3 @@ def add(app: FastAPI, directions: DirectionsAdmin, limits: Limits, caller: Calla
     async def roll_direction_back(model: str, body: Back) -> Pointer:
         """Go back to the version that was live before, and end a canary."""
         return await directions.move("rollback", model, body.model_dump())
-
-
-def _form_schema() -> dict[str, Any]:
-    """The form is read by hand, so that it is limited; this says so in the OpenAPI document."""
-    schema = Publish.model_json_schema()
-    schema["properties"]["file"] = {"type": "string", "format": "binary"}
-    schema["required"] = [*schema["required"], "file"]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

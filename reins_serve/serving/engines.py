@@ -21,7 +21,10 @@ from reins_serve.errors import ReinsError
 WRITES = "reins_writes"  # execution option of a connection whose transactions write
 BUSY_TIMEOUT_MS = 2000
 CONNECT_TIMEOUT_S = 3
-DEAD_PEER_MS = 10_000
+# A machine that is gone says nothing any more: how long a gateway waits for the server's, and the server, with the locks that
+# it keeps from others, for a gateway's.
+DEAD_SERVER_MS = 10_000
+DEAD_GATEWAY_MS = 30_000
 
 
 def open_engine(url: str, connections: int) -> Engine:
@@ -40,13 +43,13 @@ def open_engine(url: str, connections: int) -> Engine:
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     try:
-        return create_engine(
+        engine = create_engine(
             checked,
             isolation_level="READ COMMITTED",
             pool_pre_ping=True,
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_S,
-                "tcp_user_timeout": DEAD_PEER_MS,
+                "tcp_user_timeout": DEAD_SERVER_MS,
                 "fallback_application_name": "reins-serve",
             },
             **options,
@@ -55,6 +58,8 @@ def open_engine(url: str, connections: int) -> Engine:
         raise ReinsError(
             "PostgreSQL needs the driver psycopg: pip install 'reins-serve[postgres]'.", param="jobs"
         ) from None
+    event.listen(engine, "connect", _set_up_postgres)
+    return engine
 
 
 @contextmanager
@@ -135,6 +140,12 @@ def _set_up_sqlite(connection: Any, record: object) -> None:
         "foreign_keys=ON",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _set_up_postgres(connection: Any, record: object) -> None:
+    connection.execute(f"SET idle_in_transaction_session_timeout = {DEAD_GATEWAY_MS}")
+    connection.execute(f"SET lock_timeout = {DEAD_GATEWAY_MS}")
+    connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from typing import Protocol, cast
 
 from ray import serve
@@ -41,16 +42,11 @@ class Census:
     def __init__(self, application: str) -> None:
         self._application = application
         self._running: dict[str, int] = {}
-        self._stop = threading.Event()
         threading.Thread(target=self._loop, name="reins-census", daemon=True).start()
 
     def running(self, deployment: str) -> int:
         """Replicas that run; while Serve does not answer, as many as it last said."""
         return self._running.get(deployment, 0)
-
-    def close(self) -> None:
-        """Ask no more."""
-        self._stop.set()
 
     def _loop(self) -> None:
         while True:
@@ -62,8 +58,7 @@ class Census:
                 }
             except Exception as error:
                 logger.warning("Serve does not say how many replicas run: %s", error)
-            if self._stop.wait(ASK_PERIOD_S):
-                return
+            time.sleep(ASK_PERIOD_S)
 
 
 class ServeReplicas:

@@ -13,7 +13,8 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 
-from reins_serve.serving.admission import admit
+from reins_serve.models import catalog
+from reins_serve.serving.admission import Submission, admit
 from reins_serve.serving.auth import Caller
 from reins_serve.serving.config import ApplicationConfig
 from reins_serve.serving.directions import DirectionsAdmin
@@ -25,7 +26,6 @@ from reins_serve.serving.jobs import Job, JobStore
 from reins_serve.serving.leases import Leases
 from reins_serve.serving.runs import Runs
 from reins_serve.serving.schema import (
-    CreateVideo,
     ListQuery,
     Model,
     ModelList,
@@ -116,11 +116,12 @@ class Gateway:
         for run in late:
             run.cancel()
 
-    async def create(self, body: CreateVideo, caller: Caller) -> Video:
-        """Check a request and store its job, then let it be dispatched."""
-        model = self._model(body.model) if body.model is not None else self._models[self.config.models[0].name]
-        job = admit(body, model, self.config.limits, caller.owner, caller.admin)
-        job = await self._store.add(job, model.config.max_queued)
+    async def create(self, asked: Submission, caller: Caller) -> Video:
+        """Check a request and store its job, then let it be dispatched; the job of before, if its idempotency key says so."""
+        name = asked.body.model
+        model = self._model(name) if name is not None else self._models[self.config.models[0].name]
+        job = await admit(asked, model, self.config, caller)
+        job = _there(await self._store.add(job, model.config.max_queued, asked.idempotency))
         self._dispatchers[model.config.name].wake()
         return await self._video(job)
 
@@ -161,6 +162,11 @@ class Gateway:
             await self._upkeep.delete(job)
         return VideoDeleted(id=job_id)
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether a served model begins its clips with an image."""
+        return any(model.image != "none" for model in self._models.values())
+
     def models(self) -> ModelList:
         """What is served."""
         return ModelList(data=[model_card(model, self._started) for model in self._models.values()])
@@ -197,6 +203,7 @@ class Gateway:
         for name, served in self._models.items():
             up = None if served.watcher is None else served.watcher.registry_up
             self._totals.serves(name, served.directions, up)
+            self._totals.requires(name, served.config.policy.required)
         return self._totals.text(await self._store.totals(), waiting, running)
 
     def _label(self, model: str, version: str | None, sha256: str | None) -> str:
@@ -216,9 +223,16 @@ class Gateway:
         job = await self._store.get(job_id)
         if job is None or job.owner != caller.owner:
             raise RequestError("There is no such video.", code="video_not_found", param="id")
-        if job.status == "expired":
-            raise RequestError("This video has expired; its files are gone.", code="video_expired", param="id")
-        return job
+        return _there(job)
 
     async def _video(self, job: Job) -> Video:
-        return video(job, self._models[job.model].entry, await self._store.position(job))
+        served = self._models.get(job.model)  # None: it was served when the job was made
+        entry = catalog.get(job.model) if served is None else served.entry
+        return video(job, entry, await self._store.position(job))
+
+
+def _there(job: Job) -> Job:
+    """The job, unless nothing but its id is left of it."""
+    if job.status == "expired":
+        raise RequestError("This video has expired: its record and its files are gone.", code="video_expired")
+    return job

@@ -1,5 +1,6 @@
 """Every error as the API shows it: `{"error": {"message", "type", "param", "code"}}`, without traceback, path or raw input."""
 
+import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reins_serve.errors import ReinsError
+from reins_serve.serving.privacy import without_messages
 from reins_serve.serving.schema import ErrorAnswer, ErrorBody
 
 PLAIN = re.compile(r"[A-Za-z0-9_.]{1,64}")
@@ -36,6 +40,7 @@ STATUS = {
     "method_not_allowed": 405,
     "direction_invalid": 400,
     "conflict": 409,
+    "idempotency_conflict": 409,
     "gates_failed": 409,
     "video_not_ready": 409,
     "video_failed": 409,
@@ -68,9 +73,9 @@ class RequestError(ReinsError):
 def invalid(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     """The first of pydantic's errors in the API's words; what was sent is not repeated."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    # Pydantic also names the member of a union, or a key of `metadata`: only `steering` has fields of its own.
-    param = ".".join(place[: 2 if place[:1] == ["steering"] else 1]) or None
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    # Pydantic also names the member of a union, or a key of `metadata`: only these have fields of their own.
+    param = ".".join(place[: 2 if place[:1] in (["steering"], ["input_reference"]) else 1]) or None
     if first["type"] == "extra_forbidden":
         # The name of an unknown field is the client's own text, so it is not repeated either, unless it is a plain word.
         named = (
@@ -90,13 +95,44 @@ def answer(error: ReinsError) -> JSONResponse:
     """The response for one of our errors; a code that is not the API's is an internal error, and says no more."""
     status = STATUS.get(error.code)
     if status is None:
-        logger.error("unexpected error while answering a request", exc_info=error)
-        return _response(500, "Something went wrong inside the server; its log says what.", "internal_error", None)
+        return internal(error)
     if error.code == "storage_failed":  # names files
         logger.error("the store of directions failed", exc_info=error)
         message = "The store of directions cannot be read or written, or is damaged; the server's log says where."
         return _response(status, message, error.code, error.param)
     return _response(status, str(error), error.code, error.param)
+
+
+def internal(error: Exception) -> JSONResponse:
+    """The response for what should not happen; the log says where it did."""
+    logger.error("unexpected error while answering a request\n%s", without_messages(error))
+    return _response(500, "Something went wrong inside the server; its log says where.", "internal_error", None)
+
+
+class Unexpected:
+    """Middleware that answers exceptions nobody expects. Starlette would hand them on, and the server log what they say."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            response = internal(error)
+            if begun:
+                raise ReinsError("The answer broke off.") from None  # the server then breaks the connection too
+            await response(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
@@ -122,12 +158,19 @@ def install(app: FastAPI) -> None:
             "not_found": "There is nothing at this address.",
             "method_not_allowed": "This address does not know the method.",
         }
+        messages["payload_too_large"] = str(error.detail)  # our own: see BodyLimits
         message = messages.get(code, "The request could not be read.")
-        return _response(error.status_code, message, code, None, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of one route, and a path may have several
+            known_methods = [
+                sorted(getattr(route, "methods", None) or ())
+                for route in app.routes
+                if route.matches(request.scope)[0] is not Match.NONE
+            ]
+            headers["Allow"] = ", ".join(sorted(itertools.chain.from_iterable(known_methods)))
+        return _response(error.status_code, message, code, None, headers)
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return answer(ReinsError("unexpected"))
+    app.add_middleware(Unexpected)
 
 
 def _response(

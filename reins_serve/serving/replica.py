@@ -7,29 +7,30 @@ stream of messages, not through a shared folder: then nodes need no common disk,
 
 import asyncio
 import logging
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from reins_serve import plugin
+from reins_serve.content_credentials import CredentialsSigner
 from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotApplied
 from reins_serve.models import loading, video
 from reins_serve.models.acceleration import accelerate
 from reins_serve.models.generation import ClipRequest, generate
 from reins_serve.plugin import Direction, GenerationRecord, SteeringRow
+from reins_serve.provenance import provenance
 from reins_serve.serving.batching import Batch, Batcher, Ticket
 from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.inner_metrics import InnerMetrics
 from reins_serve.serving.memory import free_memory, out_of_memory
 from reins_serve.serving.messages import Clip, Failure, Message, Progress, Started
+from reins_serve.serving.privacy import quieten, without_texts
 from reins_serve.steering.confirm import confirm
 
 UNPROVED_LIMIT = 3
@@ -77,10 +78,18 @@ class VideoReplica:
         began = time.perf_counter()
         if config.torch_threads is not None:
             torch.set_num_threads(config.torch_threads)
+        self._config = config
+        self._signer = CredentialsSigner(config.c2pa) if config.c2pa is not None else None
+        if not config.log_prompts:
+            quieten()
         self._entry = config.catalog_entry()
         self._pipeline = loading.load(self._entry, config.loading, task=config.task)
         self._steering = plugin.attach(
-            self._pipeline, model=config.name, directions=config.sources, policy=config.policy
+            self._pipeline,
+            model=config.name,
+            directions=config.sources,
+            policy=config.policy,
+            trusted_keys=config.trusted_keys,
         )
         accelerate(self._pipeline, config.loading)
         confirm(self._steering, self._entry)
@@ -90,6 +99,11 @@ class VideoReplica:
 
             self._sampler = LiveSampler(config.sampling, self._entry, self._steering)
         self._unproved = self._starved = 0
+        self._outputs: Any = None
+        if config.judging is not None:
+            from reins_serve.calibration.outputs import OutputJudge
+
+            self._outputs = OutputJudge(config.judging)
         self._metrics = InnerMetrics(config.name)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="reins-encoder")
         self._batcher: Batcher[_Row] = Batcher(self._run, config.max_batch_size, config.max_batch_wait_ms / 1000)
@@ -170,6 +184,7 @@ class VideoReplica:
             return Outcome.CANCELLED
         except Exception as error:
             self._unproved += isinstance(error, SteeringNotApplied)
+            self._log(error, [row.clip for row in rows])
             if out_of_memory(error):
                 free_memory(error)
                 if len(rows) > 1:
@@ -185,6 +200,8 @@ class VideoReplica:
         self._metrics.stage("generate", seconds)
         for ticket, clip_frames, record in zip(batch.tickets, frames, records, strict=True):
             self._encoder.submit(self._deliver, ticket, clip_frames, record, seconds, len(rows))
+        if self._outputs is not None:
+            self._outputs.offer(generation, [row.clip for row in rows], frames)
         if self._sampler is not None:
             self._sampler.offer([row.clip for row in rows])
         return Outcome.DONE
@@ -198,7 +215,7 @@ class VideoReplica:
         began = time.perf_counter()
         try:
             message: Message = Clip(
-                video=self._mp4(frames, record),
+                video=self._mp4(frames, record, ticket.work.clip),
                 thumbnail=video.thumbnail(frames),
                 spritesheet=_spritesheet(frames),
                 record=record,
@@ -206,27 +223,22 @@ class VideoReplica:
                 batch_size=batch_size,
             )
         except Exception as error:
+            self._log(error, [ticket.work.clip])
             message = failure(error)
         self._metrics.stage("encode", time.perf_counter() - began)
         ticket.work.emit(message)
 
-    def _mp4(self, frames: np.ndarray, record: GenerationRecord) -> bytes:
-        facts = {
-            "reins_model": self._entry.name,
-            "reins_steered": str(record.steered).lower(),
-            "reins_direction_version": record.version or "",
-            "reins_direction_sha256": record.sha256 or "",
-            "reins_strength": f"{record.strength:g}",
-        }
-        with tempfile.TemporaryDirectory(prefix="reins-") as folder:
-            path = Path(folder) / "clip.mp4"
-            video.write_mp4(frames, path, self._entry.fps, facts)
-            return path.read_bytes()
+    def _log(self, error: Exception, clips: list[ClipRequest]) -> None:
+        logger.error("a generation failed\n%s", without_texts(error, () if self._config.log_prompts else clips))
+
+    def _mp4(self, frames: np.ndarray, record: GenerationRecord, clip: ClipRequest) -> bytes:
+        made = provenance(self._entry.name, record, clip, self._config.file_metadata)
+        data = video.mp4(frames, self._entry.fps, made.tags)
+        return data if self._signer is None else self._signer.sign(data, made)
 
 
 def failure(error: Exception, direction: Direction | None = None) -> Failure:
-    """What a job's user is told of an exception, and what was to steer the clip; the log gets all of it."""
-    logger.error("a generation failed", exc_info=error)
+    """What a job's user is told of an exception, and what was to steer the clip."""
     code = error.code if isinstance(error, ReinsError) else "internal_error"
     if out_of_memory(error):
         code = "out_of_memory"

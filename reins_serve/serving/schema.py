@@ -1,9 +1,9 @@
 """The HTTP API's objects: what a request may say, and what an answer looks like. The shape is that of OpenAI's video jobs."""
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from reins_serve.models.catalog import CatalogEntry
 from reins_serve.serving.files import Variant
@@ -12,9 +12,15 @@ from reins_serve.serving.served import ServedModel
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import DEFAULT, LIVE
 
-Text = Annotated[str, Field(max_length=100_000)]
-Word = Annotated[str, Field(max_length=128)]
+NO_NUL = r"^[^\x00]*$"  # PostgreSQL stores no such character
+JOB_ID = r"^video_[0-9a-f]{32}$"
+Text = Annotated[str, Field(max_length=100_000, pattern=NO_NUL)]
+Word = Annotated[str, Field(max_length=128, pattern=NO_NUL)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Digits = Annotated[
+    str, Field(pattern=r"^(0*[1-9][0-9]{0,5}(\.[0-9]{1,6})?|0+\.[0-9]{0,5}[1-9][0-9]{0,5})$", max_length=16)
+]
+Seconds = Annotated[Annotated[Finite, Field(gt=0, le=86_400)] | Digits, AfterValidator(float)]
 
 
 class _Request(BaseModel):
@@ -28,14 +34,20 @@ class Steering(_Request):
     strength: Finite | None = None
 
 
+class InputReference(_Request):
+    """The image that a clip begins with: a data URL, or an https address at a host that the operator lists."""
+
+    image_url: Annotated[str, Field(min_length=1)]
+
+
 class CreateVideo(_Request):
     """`POST /v1/videos`. What is absent is the model's default; `seconds` and `num_frames` say the same and exclude each other."""
 
-    prompt: Annotated[Text, Field(min_length=1)]
+    prompt: Annotated[Text, Field(min_length=1, examples=["a red square moving left"])]
     model: Word | None = None
-    seconds: Annotated[Finite, Field(gt=0)] | Annotated[str, Field(pattern=r"^\d{1,6}(\.\d{1,6})?$")] | None = None
-    size: Annotated[str, Field(pattern=r"^\d{1,5}x\d{1,5}$")] | None = None
-    input_reference: dict[str, Any] | None = None
+    seconds: Seconds | None = None
+    size: Annotated[str, Field(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")] | None = None
+    input_reference: InputReference | None = None
     negative_prompt: Text = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     fps: Annotated[Finite, Field(gt=0)] | None = None
@@ -43,13 +55,13 @@ class CreateVideo(_Request):
     num_inference_steps: Annotated[int, Field(ge=1)] | None = None
     guidance_scale: Annotated[Finite, Field(ge=0)] | None = None
     steering: Steering = Steering()
-    metadata: Annotated[dict[Word, Annotated[str, Field(max_length=512)]], Field(max_length=16)] = {}
+    metadata: Annotated[dict[Word, Annotated[str, Field(max_length=512, pattern=NO_NUL)]], Field(max_length=16)] = {}
 
 
 class ListQuery(_Request):
     """Query of `GET /v1/videos`."""
 
-    after: Word | None = None
+    after: Annotated[str, Field(pattern=JOB_ID)] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     order: Literal["asc", "desc"] = "desc"
 
@@ -115,7 +127,7 @@ class Video(BaseModel):
     created_at: int
     started_at: int | None
     completed_at: int | None
-    expires_at: int | None = None
+    expires_at: int | None
     error: JobErrorBody | None
     remixed_from_video_id: str | None = None
     seconds: str
@@ -149,6 +161,16 @@ class VideoDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class VideoEvent(BaseModel):
+    """A state of a job, as `GET /v1/videos/{id}/events` sends it; `deleted` when the job is gone."""
+
+    id: str
+    status: Literal["queued", "in_progress", "completed", "failed", "deleted"]
+    progress: int
+    queue_position: int | None
+    error: JobErrorBody | None
+
+
 class LiveDirection(BaseModel):
     """The direction that steers a model's clips unless a request chooses another policy."""
 
@@ -170,6 +192,7 @@ class Model(BaseModel):
     created: int
     owned_by: Literal["reins-serve"] = "reins-serve"
     tasks: list[str]
+    input_reference: Literal["none", "optional", "required"]
     fps: float
     size: str
     size_multiple: int
@@ -209,8 +232,9 @@ def video(job: Job, entry: CatalogEntry, position: int | None) -> Video:
         prompt=job.clip.prompt,
         negative_prompt=job.clip.negative_prompt,
         created_at=int(job.created_at),
-        started_at=int(job.started_at) if job.started_at is not None else None,
-        completed_at=int(job.completed_at) if job.completed_at is not None else None,
+        started_at=_seconds(job.started_at),
+        completed_at=_seconds(job.completed_at),
+        expires_at=_seconds(job.expires_at),
         error=JobErrorBody(code=job.error.code, message=job.error.message) if job.error else None,
         seconds=f"{job.clip.num_frames / entry.fps:g}",
         size=f"{job.clip.width}x{job.clip.height}",
@@ -226,6 +250,10 @@ def video(job: Job, entry: CatalogEntry, position: int | None) -> Video:
     )
 
 
+def _seconds(time: float | None) -> int | None:
+    return None if time is None else int(time)
+
+
 def model_card(model: ServedModel, created: int) -> Model:
     """A served model as the API shows it. Policies for holders of the admin key are not listed."""
     entry, policy = model.entry, model.config.policy
@@ -233,7 +261,8 @@ def model_card(model: ServedModel, created: int) -> Model:
     return Model(
         id=entry.name,
         created=created,
-        tasks=list(entry.tasks),
+        tasks=list(model.tasks),
+        input_reference=model.image,
         fps=entry.fps,
         size=f"{entry.width}x{entry.height}",
         size_multiple=entry.size_multiple,

@@ -42,16 +42,23 @@ class Totals:
         Args:
             registry_up: Whether the registry answers; None where the model has no store.
         """
-        info = self._gauges[metrics.DIRECTION_INFO.name]
-        info.remove_by_labels({"model": model})
+        for metric in (metrics.DIRECTION_INFO, metrics.DIRECTION_GATE):
+            self._gauges[metric.name].remove_by_labels({"model": model})
         for channel, direction in directions.items():
             version = self._label(model, direction.version, direction.sha256)
             self._gauge(metrics.DIRECTION_INFO, model=model, version=version, channel=channel).set(1)
         if LIVE in directions and (fitted := _time(directions[LIVE].meta.fit.created)) is not None:
             self._gauge(metrics.DIRECTION_AGE, model=model).set(time.time() - fitted)
+        for name, gate in directions[LIVE].meta.gates.items() if LIVE in directions else ():
+            if gate.value is not None:
+                self._gauge(metrics.DIRECTION_GATE, model=model, gate=name).set(gate.value)
         if registry_up is not None:
             self._gauge(metrics.REGISTRY_UP, model=model).set(float(registry_up))
         self._counted.models.add(model)
+
+    def requires(self, model: str, required: bool) -> None:
+        """State whether a model makes no clip without a direction."""
+        self._gauge(metrics.STEERING_REQUIRED, model=model).set(float(required))
 
     def text(self, counted: Iterable[Count], waiting: Mapping[str, int], running: Mapping[str, int]) -> bytes:
         """The page.

@@ -1,7 +1,8 @@
 """Direction: unit vectors towards safe content, where they go and how strong, in one safetensors file that says everything.
 
 The vectors are stored bare; strength is stored beside them as a multiple of a named unit and never folded in. A file with a
-missing or unknown field, another format, a pickle, a vector that is not finite or not of unit length is refused.
+missing or unknown field, a key that is there twice, a text where a number belongs, another format, a pickle, a vector that is not
+finite or not of unit length is refused.
 """
 
 import hashlib
@@ -22,11 +23,14 @@ from reins_serve.errors import DirectionError
 FORMAT = "reins.direction/1"
 METADATA_KEY = "reins"
 MAX_BYTES = 64 * 2**20  # far above any direction: a bank of 64 blocks of width 8,192 takes 4 MiB
+MAX_HEADER = 256 * 2**10  # far above what 64 blocks need; JSON takes many times its bytes in memory
+LARGEST, SMALLEST = 1e12, 1e-12  # far beyond any hidden state, and their products are still numbers in float32
+MAX_DETAILS = 600
 
 
 def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
+    if not math.isfinite(value) or abs(value) > LARGEST:
+        raise ValueError(f"must be a finite number, of at most {LARGEST:g}")
     return value
 
 
@@ -142,7 +146,7 @@ class DirectionMeta(_Strict):
             raise ValueError("statistics must have one entry per block")
         if (self.operation == "setpoint") != (self.strength.unit == "deficit"):
             raise ValueError("setpoint is measured in `deficit`, add in `gap` or `ref_norm`")
-        if self.role == "steer" and any(s.gap <= 0 for s in self.statistics):
+        if self.role == "steer" and any(s.gap < SMALLEST for s in self.statistics):
             raise ValueError(
                 "safe must project higher than unsafe at every block (the direction would push towards harm)"
             )
@@ -194,7 +198,10 @@ class Direction:
                 f"{source} is not a complete safetensors file ({error}). Copy it again, or publish it again."
             ) from error
         if set(tensors) != {"vectors"}:
-            raise DirectionError(f"{source} must hold exactly one tensor named 'vectors'; it holds {sorted(tensors)}.")
+            held = ", ".join(sorted(tensors))
+            raise DirectionError(
+                f"{source} must hold exactly one tensor named 'vectors'; it holds {held[:MAX_DETAILS] or 'none'}."
+            )
         vectors = tensors["vectors"]
         expected = (len(meta.blocks), meta.base.width)
         if vectors.dtype != torch.float32 or tuple(vectors.shape) != expected:
@@ -207,7 +214,7 @@ class Direction:
         lengths = vectors.double().norm(dim=1)
         if not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-4):
             raise DirectionError(
-                f"{source}: every vector must have unit length (strength is stored apart); lengths are {lengths.tolist()}."
+                f"{source}: every vector must have unit length (strength is stored apart); lengths are {lengths[:8].tolist()}."
             )
         return cls(meta, vectors, data)
 
@@ -269,21 +276,38 @@ def _read_meta(data: bytes, source: str) -> DirectionMeta:
         length = int.from_bytes(data[:8], "little")
         if len(data) < 8 or length > len(data) - 8:
             raise ValueError("the header is cut off")
-        header = json.loads(data[8 : 8 + length])
+        if length > MAX_HEADER:
+            raise DirectionError(f"{refusal}: its header takes {length} bytes, and no direction needs {MAX_HEADER}.")
+        header = json.loads(data[8 : 8 + length], object_pairs_hook=_unique)
         text = header["__metadata__"][METADATA_KEY]
+        json.loads(text, object_pairs_hook=_unique)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DirectionError(
             f"{refusal} (no readable `{METADATA_KEY}` header). Pickles and other formats are never loaded: make the file "
             "with `reins-serve recalibrate`."
         ) from error
     try:
-        return DirectionMeta.model_validate_json(text)
+        return DirectionMeta.model_validate_json(text, strict=True)
     except (ValidationError, TypeError) as error:
-        details = (
-            "; ".join(f"{'.'.join(map(str, e['loc'])) or 'metadata'}: {e['msg']}" for e in error.errors()[:5])
-            if isinstance(error, ValidationError)
-            else str(error)
-        )
         raise DirectionError(
-            f"{source} is refused: {details}. Make it again with this version of reins-serve."
+            f"{source} is refused: {_details(error)}. Make it again with this version of reins-serve."
         ) from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, in which another reader must find what this one does. Raises DirectionError."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise DirectionError(
+            "A key is there twice in the direction's header, so that it could be read in two ways. Make the file again with "
+            "`reins-serve recalibrate`."
+        )
+    return found
+
+
+def _details(error: ValidationError | TypeError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    wrong = error.errors(include_url=False, include_context=False, include_input=False)[:5]
+    details = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'metadata'}: {e['msg']}" for e in wrong)
+    return details if len(details) <= MAX_DETAILS else details[:MAX_DETAILS] + "..."

@@ -26,19 +26,24 @@ def base_of(pipeline: Pipeline) -> Base:
     )
 
 
+def check_base(direction: Direction, base: Base, whose: str = "the loaded model's") -> None:
+    """Refuse a direction that says another thing of its base model. Raises DirectionError."""
+    for name, word in _WORDS.items():
+        wanted, actual = getattr(direction.meta.base, name), getattr(base, name)
+        if wanted != actual:
+            raise DirectionError(
+                f"The direction {direction.name} was fitted for another model: its {word} is {wanted}, {whose} is {actual}. Load "
+                "the model it belongs to, or refit it with `reins-serve recalibrate`."
+            )
+
+
 def check_fit(direction: Direction, pipeline: Pipeline, base: Base) -> None:
     """Refuse a direction of another model, or one that leaves an expert unsteered. Raises DirectionError.
 
     Args:
         base: `base_of` the pipeline.
     """
-    for name, word in _WORDS.items():
-        wanted, actual = getattr(direction.meta.base, name), getattr(base, name)
-        if wanted != actual:
-            raise DirectionError(
-                f"The direction {direction.name} was fitted for another model: its {word} is {wanted}, the loaded model's is "
-                f"{actual}. Load the model it belongs to, or refit it with `reins-serve recalibrate`."
-            )
+    check_base(direction, base)
     path = path_of(pipeline)
     missing = set(denoisers_of(pipeline)) - {path[block][0] for block in direction.blocks}
     if missing:

@@ -19,6 +19,7 @@ from reins_serve.steering.calls import UNCOND, Calls
 from reins_serve.steering.clock import StepClock, StepEnd
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import SteeringHook, SteeringState, rows_at
+from reins_serve.steering.outcomes import Outcomes
 from reins_serve.steering.plan import GenerationRecord, Ledger, RowPlan, records
 
 OnStep = Callable[[int, int], None]
@@ -39,6 +40,7 @@ class Hooked:
         calls: Of each denoiser, by its attribute in the pipeline.
         hooks: Those that are registered; more may be added while no generation is open.
         busy: Held by the generation that is open, or by who adds hooks.
+        threads: Those in which the generation that is open was seen.
     """
 
     pipeline: Pipeline
@@ -46,6 +48,7 @@ class Hooked:
     state: SteeringState = field(default_factory=SteeringState)
     hooks: list[SteeringHook] = field(default_factory=list)
     busy: threading.Lock = field(default_factory=threading.Lock)
+    threads: set[int] = field(default_factory=set)
 
 
 class Generation:
@@ -63,6 +66,7 @@ class Generation:
         on_step: OnStep | None = None,
         cancel: Cancel | None = None,
         callback: StepEnd | None = None,
+        outcomes: Outcomes | None = None,
     ) -> None:
         if not plans:
             raise ReinsError("A generation needs at least one row.")
@@ -70,6 +74,7 @@ class Generation:
         self._plans = plans
         self._on_step = on_step
         self._cancel = cancel
+        self._outcomes = outcomes
         self._clock = StepClock(hooked.pipeline, self._ended, callback)
         self._ledgers = [Ledger() for _ in plans]
         self._open: list[bool] = []
@@ -99,7 +104,16 @@ class Generation:
         hooked = self._hooked
         if not hooked.busy.acquire(timeout=BETWEEN_S):
             raise ReinsError("This pipeline is generating already; one generation at a time. Batch prompts instead.")
-        state = hooked.state
+        try:
+            self._begin()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        hooked, state = self._hooked, self._hooked.state
+        hooked.threads.add(threading.get_ident())
         state.tally = torch.zeros(len(self._plans), 4, dtype=torch.float64, device=hooked.pipeline._execution_device)
         state.cached = is_cached(hooked.pipeline)
         state.shards = shards_of(hooked.pipeline)
@@ -107,7 +121,14 @@ class Generation:
             calls.begin(prompts=len(self._plans))
         self._prepare(0)
         self._clock.start()
-        return self
+
+    def _close(self) -> None:
+        hooked, state = self._hooked, self._hooked.state
+        state.tally, state.shards, state.cached = None, None, False
+        for hook in hooked.hooks:
+            hook.rows, hook.computed = {}, {}
+        hooked.threads.clear()
+        hooked.busy.release()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -130,10 +151,19 @@ class Generation:
                 tally /= dist.get_world_size(shards)
             self.records = records(self._plans, self._ledgers, tally.tolist())
         finally:
-            state.tally, state.shards, state.cached = None, None, False
-            for hook in self._hooked.hooks:
-                hook.rows, hook.computed = {}, {}
-            self._hooked.busy.release()
+            self._close()
+            self._count(error)
+
+    def judged(self, unsafe: bool, row: int = 0) -> None:
+        """Say what a judge saw in a row's clip, once the block has ended: a canary compares its versions by that too."""
+        if self._outcomes is not None and self.records:
+            self._outcomes.judged(self._plans[row], unsafe)
+
+    def _count(self, error: BaseException | None) -> None:
+        """Count what came of it. Whoever stopped it on purpose says nothing of the direction."""
+        stopped = isinstance(error, GenerationCancelled) or not isinstance(error, Exception | None)
+        if self._outcomes is not None and not stopped:
+            self._outcomes.ended(self._plans, self.records)
 
     def _prepare(self, step: int) -> None:
         """Set every hook's rows for a step, if the set of open windows changes with it."""
@@ -149,6 +179,7 @@ class Generation:
 
     def _ended(self, step: int, total: int) -> None:
         """A step is over: write the ledgers, tell the caller, stop if asked to, prepare the next step."""
+        self._hooked.threads.add(threading.get_ident())  # a pipeline may run in another thread than its `with`
         self._enter_step(step, total)
         for calls in self._hooked.calls.values():
             calls.begin()

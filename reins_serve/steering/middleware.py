@@ -4,8 +4,9 @@ A generation takes one snapshot of the directions when it opens and keeps it to 
 """
 
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -14,9 +15,11 @@ from reins_serve.models.spec import Pipeline, denoisers_of, path_of
 from reins_serve.steering.calls import watch
 from reins_serve.steering.clock import StepEnd
 from reins_serve.steering.direction import Direction
+from reins_serve.steering.dry_run import dry_run
 from reins_serve.steering.fit import base_of, check_fit
 from reins_serve.steering.generation import Cancel, Generation, Hooked, OnStep, is_cached
 from reins_serve.steering.hook import HOOK_NAME, SteeringHook, register
+from reins_serve.steering.outcomes import Outcomes
 from reins_serve.steering.plan import RowPlan
 from reins_serve.steering.policy import (
     CANDIDATE,
@@ -32,10 +35,11 @@ from reins_serve.steering.policy import (
 
 @dataclass(frozen=True)
 class _Serving:
-    """What a generation takes its snapshot of: directions by name, and the share of the candidate among them."""
+    """What a generation takes its snapshot of: directions by name, the share of the candidate among them, and their counts."""
 
     directions: Mapping[str, Direction]
     fraction: float = 0.0
+    outcomes: Outcomes = field(default_factory=Outcomes)
 
 
 class SteeringMiddleware:
@@ -56,6 +60,7 @@ class SteeringMiddleware:
         directions: Mapping[str, Direction],
         policy: SteeringPolicy,
         fraction: float = 0.0,
+        epoch: int = 0,
     ) -> None:
         if is_cached(pipeline):
             raise ReinsError(
@@ -72,7 +77,7 @@ class SteeringMiddleware:
         self.proof: Any = None
         self.max_batch: int | None = None
         self.hooked = Hooked(pipeline, watch(pipeline, HOOK_NAME))
-        self.swap(directions, fraction)
+        self.swap(directions, fraction, epoch)
 
     @property
     def directions(self) -> Mapping[str, Direction]:
@@ -84,30 +89,45 @@ class SteeringMiddleware:
         """The share of the generations that the direction `candidate` gets beside `live`."""
         return self._serving.fraction
 
-    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0) -> None:
+    @property
+    def outcomes(self) -> Outcomes:
+        """What became of the generations of each version, as far as they say something of the one beside the other."""
+        return self._serving.outcomes
+
+    def swap(self, directions: Mapping[str, Direction], fraction: float = 0.0, epoch: int = 0) -> None:
         """Validate and take up directions; a generation that is running keeps those it began with.
 
-        Blocks that have no hook yet get one between two generations: this waits for the one that is running, so call it from
-        another thread than that one's.
+        Blocks that have no hook yet get one between two generations: this waits for the one that is running.
 
         Args:
             fraction: Share of the generations that `candidate`, which must then be among them, gets in place of `live`.
+            epoch: Names the arrangement; outcomes go on being counted while it stays the same.
 
         Raises:
-            DirectionError: a direction belongs to another model, or needs a hook that can no longer be registered; nothing is
-                changed.
+            DirectionError: a direction belongs to another model, fails its dry run, or needs a hook that can no longer be
+                registered; nothing is changed.
             PolicyError, SteeringUnavailable: the policy cannot be carried out with them; nothing is changed.
+            ReinsError: it would wait for the generation that called it; nothing is changed.
         """
         if fraction and CANDIDATE not in directions:
             raise DirectionError("A share is given to a candidate, and there is no direction of that name.")
+        known = {direction.sha256 for direction in self.directions.values()}
         for direction in directions.values():
             check_fit(direction, self.pipeline, self.base)
+            if self._armed and direction.sha256 not in known:  # before that, the start-up proof is to come
+                dry_run(direction, self.pipeline)
         check_policy(self.policy, directions)
         if self._armed and (missing := self._unhooked(directions)):
             self._require_plain(missing)
+            if threading.get_ident() in self.hooked.threads:
+                raise ReinsError(
+                    f"Block {', '.join(map(str, missing))} gets its hook between two generations, and this swap was called from "
+                    "inside one, which cannot end before it. Swap after the generation, or from another thread."
+                )
             with self.hooked.busy:
                 self._register(missing)
-        self._serving = _Serving(MappingProxyType(dict(directions)), fraction)
+        outcomes = self.outcomes if self.outcomes.epoch == epoch else Outcomes(epoch)
+        self._serving = _Serving(MappingProxyType(dict(directions)), fraction, outcomes)
 
     def arm(self) -> None:
         """Register hooks at all blocks of the current directions that have none yet."""
@@ -175,7 +195,7 @@ class SteeringMiddleware:
             raise ReinsError(
                 f"{self.model} makes at most {self.max_batch} clips in one call; {len(plans)} were asked for."
             )
-        return Generation(self.hooked, plans, on_step, cancel, callback_on_step_end)
+        return Generation(self.hooked, plans, on_step, cancel, callback_on_step_end, serving.outcomes)
 
     def _plan(self, row: SteeringRow, serving: _Serving, key: str) -> RowPlan:
         """Join a row with its direction. A strength that a request chose is in the live direction's unit: no canary for it."""

@@ -27,6 +27,7 @@ from reins_serve.models.spec import Pipeline, denoisers_of
 from reins_serve.steering.blocks import VideoHook, add_hooks, remove_hooks
 from reins_serve.steering.calls import BATCHED, UNCOND, Calls
 from reins_serve.steering.direction import Direction, Window
+from reins_serve.steering.formula import TOLERANCE, deviation, expected
 from reins_serve.steering.generation import Generation
 from reins_serve.steering.middleware import SteeringMiddleware
 from reins_serve.steering.plan import RowPlan
@@ -35,8 +36,6 @@ from reins_serve.steering.policy import SteeringRow, unsteered
 STEPS = 3
 EXPERT_STEPS = 6  # two experts share the steps, and each must make one
 INNER, OUTER = "reins_tap_inner", "reins_tap_outer"
-# Largest deviation from the float64 formula, relative to the largest hidden value: rounding of the output's own dtype.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 OTHER_NEGATIVE = "another negative prompt"
 
 
@@ -208,8 +207,8 @@ class _Run:
                     if not torch.equal(h, found):
                         raise SteeringNotApplied(f"Block {block} was pushed at step {before.step} outside the plan.")
                     continue
-                wanted = _expected(h.double(), direction, direction.blocks.index(block))
-                error = ((found.double() - wanted).abs().max() / wanted.abs().max()).item()
+                at, strength = direction.blocks.index(block), direction.serving_strength
+                error = deviation(found, expected(h.double(), direction, at, strength))
                 if not error <= TOLERANCE[h.dtype]:
                     raise SteeringNotApplied(
                         f"Block {block} at step {before.step} is {error:.2g} (relative) away from the predicted push: the spec's "
@@ -229,19 +228,6 @@ def variants(direction: Direction) -> list[Direction]:
         changes.append({"statistics": raised})
     changes.append((changes[0] if changes else {}) | {"window": Window(start=0, end=1)})
     return [Direction.create(direction.meta.model_copy(update=change), direction.vectors) for change in changes]
-
-
-def _expected(h: Tensor, direction: Direction, at: int) -> Tensor:
-    """The formula of `method.md` for one row `[S, D]`, written independently of the operator, in float64."""
-    d = direction.vectors[at].double().to(h.device)
-    strength = direction.serving_strength * direction.unit(at)
-    if direction.operation == "setpoint":
-        push = torch.outer(strength * torch.relu(direction.meta.statistics[at].safe_mean - h @ d), d)
-    else:
-        push = (strength * d).expand_as(h)
-    dim = {"token": 1, "channel": 0}.get(direction.meta.norm)
-    moved = h + push
-    return moved if dim is None else moved * (h.norm(dim=dim, keepdim=True) / moved.norm(dim=dim, keepdim=True))
 
 
 def _check_branches(run: _Run, before: dict[int, list[_Seen]]) -> None:

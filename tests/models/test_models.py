@@ -8,11 +8,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from reins_serve.errors import ReinsError, UnsupportedRequest
 from reins_serve.models import catalog
 from reins_serve.models.catalog import EMBEDDED
-from reins_serve.models.generation import generate, request
+from reins_serve.models.generation import ClipRequest, generate, request
 from reins_serve.models.loading import load
 from reins_serve.models.video import contact_sheet, thumbnail, write_mp4
 from tests import tiny
@@ -94,3 +95,23 @@ def test_thumbnail_and_contact_sheet_are_pictures_of_the_clips() -> None:
     sheet = Image.open(io.BytesIO(contact_sheet([("one", clip), ("two", clip)], scale=1)))
     assert sheet.size[0] == 96
     assert sheet.getpixel((50, 20)) == (90, 90, 90)
+
+
+def test_a_request_with_an_image_is_stored_as_json_and_comes_back_as_it_was() -> None:
+    adapter = TypeAdapter(ClipRequest)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    asked = request(tiny.ENTRY, "a clip", 1, image=Image.fromarray(pixels))
+    read = adapter.validate_json(adapter.dump_json(asked))
+    assert read.image is not None
+    assert np.array_equal(np.asarray(read.image), pixels)
+    assert read.batch_key == asked.batch_key
+    plain = request(tiny.ENTRY, "a clip", 1)
+    assert adapter.validate_json(adapter.dump_json(plain)) == plain
+
+
+@pytest.mark.parametrize("image", ["?", 7, "UE5H"], ids=["not base64", "not text", "not a picture"])
+def test_a_stored_image_that_is_damaged_is_refused(image: object) -> None:
+    adapter = TypeAdapter(ClipRequest)
+    stored = adapter.dump_python(request(tiny.ENTRY, "a clip", 1), mode="json") | {"image": image}
+    with pytest.raises(ValidationError, match="base64 text of a PNG"):
+        adapter.validate_python(stored)

@@ -11,13 +11,11 @@ import ray
 
 from reins_serve.errors import ConflictError, DirectionError, ReinsError
 from reins_serve.rollout.client import Registry, connect, find
-from reins_serve.rollout.registry import INLINE_BYTES, LOOK_S
+from reins_serve.rollout.registry import LOOK_S
 from reins_serve.rollout.snapshot import Report
 from reins_serve.rollout.storage import DirectionStore
-from reins_serve.steering.direction import Direction
-from tests.rollout.conftest import PIPELINE, made
+from tests.rollout.conftest import large, made
 from tests.serving.local import until
-from tests.tiny import direction
 
 SAID = {"who": "ann", "why": "a test"}
 
@@ -100,14 +98,10 @@ def test_a_move_that_is_sent_twice_is_made_once(registry: Registry, model: str) 
 
 
 def test_what_is_large_goes_through_the_object_store(registry: Registry, model: str) -> None:
-    told = direction(PIPELINE, model=model, gates=made(0, model=model).meta.gates).meta
-    sources = tuple(f"{number:064d}" for number in range(INLINE_BYTES // 64))
-    large = Direction.create(told.model_copy(update={"fit": told.fit.model_copy(update={"sources": sources})}),
-                             made(0, model=model).vectors)  # fmt: skip
-    registry.promote(model, registry.publish(large, **SAID).sha256, **SAID)
+    registry.promote(model, registry.publish(large(model), **SAID).sha256, **SAID)
     live = registry.wait(model, 0).live
     assert live is not None and isinstance(live.data, ray.ObjectRef)
-    assert live.direction(model).sha256 == large.sha256
+    assert live.direction(model).sha256 == large(model).sha256
 
 
 def test_a_registry_that_is_killed_comes_back_with_its_state(registry: Registry, model: str) -> None:

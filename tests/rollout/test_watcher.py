@@ -10,9 +10,11 @@ from reins_serve.errors import RegistryUnavailable, ReinsError, SteeringUnavaila
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import SteeringMiddleware, attach
 from reins_serve.rollout import watcher as watcher_module
+from reins_serve.rollout.files.local import LocalFiles
 from reins_serve.rollout.snapshot import Snapshot, Staged
 from reins_serve.rollout.source import Source, StoreAddress
 from reins_serve.rollout.storage import DirectionStore
+from reins_serve.rollout.watcher import Watcher
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringPolicy
 from tests import tiny
@@ -31,6 +33,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Source, "_connect", gone)
     monkeypatch.setattr(watcher_module, "LONGEST_RETRY_S", 0.05)
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is taken up but what a test hands over itself."""
+    monkeypatch.setattr(Watcher, "follow", lambda self, target: None)
 
 
 @pytest.fixture
@@ -83,33 +91,6 @@ def test_what_is_promoted_rolled_back_or_given_a_share_is_taken_up(
     assert (steering.watcher.swapped, steering.watcher.refused) == (3, 0)
 
 
-def nan_of(direction: Direction) -> bytes:
-    return direction.data[:-4] + b"\x00\x00\xc0\x7f"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x80\x04\x95pickle",
-        made(1).data[:-1],
-        nan_of(made(1)),
-        made(1, model="another").data,
-        made(1, fingerprint="another one").data,
-    ],
-    ids=["pickle", "cut", "nan", "model", "weights"],
-)
-def test_what_is_not_valid_here_is_refused_and_the_last_one_serves(
-    follow: Callable[..., SteeringMiddleware], published: DirectionStore, data: bytes
-) -> None:
-    import hashlib
-
-    steering = follow()
-    steering.watcher.take(shown(published, hashlib.sha256(data).hexdigest(), data), steering)
-    assert steering.watcher.refused == 1
-    assert steering.watcher.error
-    assert record(steering).sha256 == made(0).sha256
-
-
 def test_bytes_of_another_digest_are_refused(
     follow: Callable[..., SteeringMiddleware], published: DirectionStore
 ) -> None:
@@ -118,6 +99,7 @@ def test_bytes_of_another_digest_are_refused(
     assert "another digest" in steering.watcher.error
 
 
+@pytest.mark.usefixtures("still")
 def test_a_candidate_that_is_not_valid_leaves_the_live_direction_alone(
     follow: Callable[..., SteeringMiddleware],
 ) -> None:
@@ -127,6 +109,36 @@ def test_a_candidate_that_is_not_valid_leaves_the_live_direction_alone(
     assert (set(steering.directions), steering.fraction) == ({"live"}, 0.0)
     assert steering.directions["live"].sha256 == made(1).sha256
     assert steering.watcher.refused == 1
+
+
+def weak(seed: int) -> Direction:
+    """A valid direction whose push is lost in rounding."""
+    whole = made(seed).meta
+    strength = whole.strength.model_copy(update={"serving": 1e-12, "max": 1e-12})
+    return Direction.create(whole.model_copy(update={"strength": strength}), made(seed).vectors)
+
+
+def test_what_fails_its_dry_run_is_refused_and_the_last_one_serves(
+    published: DirectionStore, follow: Callable[..., SteeringMiddleware]
+) -> None:
+    steering = follow()
+    published.promote("tiny", published.publish(weak(1), **SAID).sha256, **SAID)
+    until(lambda: steering.watcher.error)
+    assert "lost in the rounding" in steering.watcher.error
+    assert record(steering).sha256 == made(0).sha256
+    published.rollback("tiny", **SAID)
+    until(lambda: steering.watcher.error is None)
+
+
+def test_a_candidate_that_fails_its_dry_run_leaves_the_live_direction_alone(
+    published: DirectionStore, follow: Callable[..., SteeringMiddleware]
+) -> None:
+    steering = follow()
+    published.canary("tiny", published.publish(weak(1), **SAID).sha256, 0.5, **SAID)
+    until(lambda: steering.watcher.error)
+    assert "lost in the rounding" in steering.watcher.error
+    assert (set(steering.directions), steering.fraction) == ({"live"}, 0.0)
+    assert steering.outcomes.epoch == published.read("tiny").epoch
 
 
 def test_storage_that_is_damaged_later_leaves_what_serves(
@@ -139,6 +151,20 @@ def test_storage_that_is_damaged_later_leaves_what_serves(
     assert record(steering).sha256 == made(0).sha256
     with pytest.raises(SteeringUnavailable, match="no valid live direction"):
         follow()
+
+
+def test_of_storage_that_has_not_moved_only_the_pointer_is_read(
+    published: DirectionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, read, names = Source(StoreAddress(published.url), "tiny"), [], LocalFiles._read
+    monkeypatch.setattr(LocalFiles, "_read", lambda self, path: read.append(path) or names(self, path))
+    first = source.stored()
+    assert len(read) > 1
+    read.clear()
+    assert source.stored() is first
+    assert read == ["tiny/pointer.json"]
+    published.promote("tiny", "2", **SAID)
+    assert source.stored().live.number == 2
 
 
 def test_without_a_live_direction_nothing_starts_unless_the_policy_says_so(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from reins_serve.errors import ConflictError, StorageError
 from reins_serve.rollout.document import now
@@ -157,6 +158,19 @@ class TestLease:
         with pytest.raises(ConflictError, match="at the same moment"):
             store.promote("tiny", "2", who="ann", why="x")
         assert store.read("tiny").generation == 1
+
+    def test_a_file_that_another_thread_moves_away_while_a_folder_is_listed_costs_nothing(
+        self, store: DirectionStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Moving(dict):
+            def __getitem__(self, name: str) -> Any:
+                if name.endswith(".part"):
+                    self.pop(name, None)
+                return super().__getitem__(name)
+
+        store._files.put("tiny/numbers/.00000004.json.0123.part", b"half")
+        monkeypatch.setattr(MemoryFileSystem, "store", Moving(MemoryFileSystem.store))
+        assert [version.number for version in store.versions("tiny")] == [1, 2, 3]
 
     def test_a_lease_that_ran_out_writes_nothing(self, store: DirectionStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("reins_serve.rollout.files.leased.LEASE_S", -1.0)

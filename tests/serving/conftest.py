@@ -26,6 +26,7 @@ from tests.serving.databases import (  # noqa: F401
 )
 from tests.serving.local import application, served
 from tests.serving.ports import free_port
+from tests.zoo import ltx
 
 ADMIN_KEY = "an admin key for tests"
 
@@ -53,6 +54,43 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelConfig
         }
     )
     catalog.register(before)
+
+
+@pytest.fixture(scope="session")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelConfig]:
+    """The configuration of a tiny model whose clips begin with an image. Its checkpoint makes clips from text alone too."""
+    folder = tmp_path_factory.mktemp("image")
+    pipeline = ltx.i2v(0)
+    pipeline.save_pretrained(folder / "model")
+    tiny.direction(pipeline, model="tiny-image").save(folder / "live.safetensors")
+    catalog.register(
+        dataclasses.replace(
+            tiny.ENTRY,
+            name="tiny-image",
+            source=folder / "model",
+            pipelines={"text-to-video": "LTXPipeline", "image-to-video": "LTXImageToVideoPipeline"},
+            width=32,
+            height=32,
+            size_multiple=32,
+            min_side=32,
+            max_side=64,
+            num_frames=5,
+            max_frames=9,
+            frame_multiple=4,
+            pipeline_frames_offset=0,
+            arguments={"max_sequence_length": ltx.LENGTH},
+        )
+    )
+    yield ModelConfig.model_validate(
+        {
+            "name": "tiny-image",
+            "task": "image-to-video",
+            "directions": {"live": str(folder / "live.safetensors")},
+            "torch_threads": 1,
+            "max_batch_size": 4,
+        }
+    )
+    del catalog._registered["tiny-image"]
 
 
 @pytest.fixture

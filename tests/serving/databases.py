@@ -16,6 +16,7 @@ import pytest
 
 from reins_serve.serving.sql_jobs import SqlJobs
 from tests.serving.ports import free_port
+from tests.serving.processes import PATIENCE_S
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
 
@@ -64,7 +65,10 @@ class PostgresServer:
     async def somebody_waits(self, number: int) -> None:
         """Wait until so many connections wait for a lock."""
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
+        async with (
+            asyncio.timeout(PATIENCE_S),
+            await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection,
+        ):
             while (await (await connection.execute(waiting)).fetchone() or (0,))[0] < number:
                 await asyncio.sleep(0.01)
 

@@ -1,6 +1,7 @@
 """The serving application in one process, without Ray: a real gateway and a real replica of a tiny model, joined by hand."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from reins_serve.serving.config import ApplicationConfig, ModelConfig
+from reins_serve.serving.config import ApplicationConfig, ModelConfig, hash_key
 from reins_serve.serving.gateway import Gateway
 from reins_serve.serving.jobs import Job
 from reins_serve.serving.messages import Message
@@ -68,12 +71,36 @@ def application(model: ModelConfig, output_dir: Path | str, **changes: object) -
     return ApplicationConfig.model_validate(base | changes)
 
 
+def keys(*names: str) -> list[dict[str, str]]:
+    """Entries of API keys, each of which reads as its name does."""
+    return [{"name": name, "sha256": hash_key(name)} for name in names]
+
+
 @contextmanager
 def served(replica: VideoReplica, config: ApplicationConfig) -> Iterator[TestClient]:
     """A client of a gateway that runs, in front of one replica."""
-    gateway = Gateway(config, {config.models[0].name: LocalReplicas(replica)})
-    with TestClient(create_app(gateway), raise_server_exceptions=False) as client:
+    with TestClient(local_app(replica, config), raise_server_exceptions=False) as client:
         yield client
+
+
+def local_app(replica: VideoReplica, config: ApplicationConfig) -> FastAPI:
+    """The application of a gateway in front of one replica; it runs while the application does."""
+    return create_app(Gateway(config, {config.models[0].name: LocalReplicas(replica)}))
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The address of an application that listens on the loopback interface, in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join()
 
 
 def until(condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
@@ -92,11 +119,11 @@ def create(client: httpx.Client, headers: dict[str, str] | None = None, **body: 
     return answer.json()
 
 
-def finished(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+def finished(client: httpx.Client, job: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
     """The video object once the job is over."""
 
     def over() -> dict[str, Any] | None:
-        video = client.get(f"/v1/videos/{job['id']}").json()
+        video = client.get(f"/v1/videos/{job['id']}", headers=headers).json()
         return video if video["status"] in ("completed", "failed") else None
 
     return until(over)

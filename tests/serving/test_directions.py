@@ -1,22 +1,28 @@
 """The directions of a served model, changed through the API while it serves; without Ray, from storage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from reins_serve.errors import RegistryUnavailable, SteeringNotApplied, SteeringUnavailable
+from reins_serve.calibration import judges
+from reins_serve.errors import RegistryUnavailable, SignatureError, SteeringNotApplied, SteeringUnavailable
 from reins_serve.rollout import watcher as watcher_module
+from reins_serve.rollout.signatures import short
 from reins_serve.rollout.source import Source
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.serving import replica as replica_module
-from reins_serve.serving.config import ApplicationConfig, ModelConfig, hash_key
+from reins_serve.serving.app import build
+from reins_serve.serving.config import ApplicationConfig, ModelConfig, hash_key, resolved
 from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.replica import VideoReplica
+from reins_serve.serving.served import serve_model
+from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import takes_candidate
-from tests.rollout.conftest import made
+from tests.calibration.test_outputs import CONFIG, Brightness
+from tests.rollout.conftest import Key, made
 from tests.serving.conftest import ADMIN_KEY
 from tests.serving.local import application, create, error, finished, metric, served, until
 
@@ -32,9 +38,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(self: Source) -> None:
         raise RegistryUnavailable("not here")
 
-    def stored(self: DirectionsAdmin) -> DirectionStore:
+    def stored(self: DirectionsAdmin, trusted_keys: Sequence[str]) -> DirectionStore:
         assert self._url is not None
-        return DirectionStore(self._url)
+        return DirectionStore(self._url, trusted_keys)
 
     monkeypatch.setattr(Source, "_connect", gone)
     monkeypatch.setattr(DirectionsAdmin, "_open", stored)
@@ -195,3 +201,132 @@ def test_the_live_direction_comes_from_one_place(stored_model: ModelConfig, tiny
     second = stored_model.model_dump() | {"name": "embedded", "store": "elsewhere"}
     with pytest.raises(ValidationError, match="one registry keeps one store"):
         ApplicationConfig.model_validate({"models": [stored_model.model_dump(), second]})
+
+
+def test_a_canary_with_limits_is_declared_over_http(followed: tuple[TestClient, VideoReplica]) -> None:
+    client, replica = followed
+    publish(client, made(1).data)
+    limits = {"min_generations": 50, "max_failed_rate": 0.05, "min_score": -1.0, "deadline_s": 600}
+    pointer = move(client, "canary", version="2", fraction=0.25, auto=limits)
+    assert {name: pointer["auto"]["limits"][name] for name in limits} == limits
+    until(lambda: replica._steering.fraction == 0.25)
+    assert replica._steering.watcher.snapshot.auto.limits.min_generations == 50
+    (listed,) = client.get("/v1/directions", headers=ADMIN).json()["data"]
+    assert listed["versions"][1]["auto"]["limits"]["max_failed_rate"] == 0.05
+    move(client, "withdraw")
+
+
+@pytest.mark.parametrize(
+    ("auto", "expected"),
+    [
+        ({"min_generations": 50}, (400, "invalid_value")),
+        ({"min_generations": 0, "max_failed_rate": 0.1}, (400, "invalid_value")),
+        ({"min_generations": 50, "max_failed": 0.1}, (400, "unknown_parameter")),
+    ],
+)
+def test_limits_that_say_too_little_are_refused_over_http(
+    followed: tuple[TestClient, VideoReplica], auto: dict, expected: tuple[int, str]
+) -> None:
+    client, _ = followed
+    publish(client, made(1).data)
+    body = {"why": "a test", "version": "2", "fraction": 0.1, "auto": auto}
+    assert error(client.post("/v1/directions/tiny/canary", json=body, headers=ADMIN))[:2] == expected
+
+
+def test_a_judge_of_delivered_clips_tells_the_versions_apart(
+    stored_model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judges, "load", lambda config: Brightness())
+    replica = VideoReplica(stored_model.model_copy(update={"judging": CONFIG}))
+    with served(replica, application(stored_model, tmp_path / "clips")) as client:
+        assert finished(client, create(client))["status"] == "completed"
+        assert finished(client, create(client, steering={"strength": 1.0}))["status"] == "completed"
+        until(lambda: replica._outputs.judged + replica._outputs.dropped == 2)
+    replica._steering.watcher.close()
+    counts = replica._steering.outcomes.counts()
+    assert set(counts) == {ONE}
+    assert (counts[ONE].steered, counts[ONE].judged) == (1, 1)  # who asked for a strength is not compared
+
+
+class TestSigned:
+    """A model whose configuration trusts a key."""
+
+    @pytest.fixture
+    def key(self, tmp_path: Path) -> Key:
+        return Key(tmp_path, "key")
+
+    @pytest.fixture
+    def signed_model(self, stored_model: ModelConfig, tiny_model: ModelConfig, key: Key, tmp_path: Path) -> ModelConfig:
+        """The stored model, its live version and its fixed file signed."""
+        DirectionStore(str(stored_model.store)).publish(made(0), signature=key.sign(made(0)), **SAID)
+        other = Direction.load(stored_model.directions["other"])
+        other.save(tmp_path / "other.safetensors")
+        (tmp_path / "other.safetensors.sig").write_bytes(key.sign(other))
+        changes = {"directions": {"other": str(tmp_path / "other.safetensors")}, "trusted_keys": (f"{key.file}.pub",)}
+        return stored_model.model_copy(update=changes)
+
+    @pytest.fixture
+    def signed(self, signed_model: ModelConfig, tmp_path: Path) -> Iterator[tuple[TestClient, VideoReplica]]:
+        """A client of a gateway before a replica, both of which trust the key."""
+        replica = VideoReplica(signed_model)
+        config = application(signed_model, tmp_path / "clips", admin_key_sha256=hash_key(ADMIN_KEY))
+        with served(replica, config) as client:
+            yield client, replica
+        replica._steering.watcher.close()
+
+    def test_a_file_is_published_with_its_signature_and_the_key_is_listed(
+        self, signed: tuple[TestClient, VideoReplica], key: Key
+    ) -> None:
+        client, replica = signed
+        for number, part in (
+            (2, {"files": {"signature": key.sign(made(1))}}),
+            (3, {"data": {"signature": key.sign(made(2))}}),
+        ):
+            files = {"file": made(number - 1).data} | part.get("files", {})
+            data = {"why": "a test"} | part.get("data", {})
+            answer = client.post("/v1/directions", files=files, data=data, headers=ADMIN)
+            assert answer.status_code == 200, answer.text
+            move(client, "promote", version=str(number))
+            live_everywhere(client, replica, made(number - 1).sha256)
+        (listed,) = client.get("/v1/directions", headers=ADMIN).json()["data"]
+        assert [(row["signed_by"], row["trusted"]) for row in listed["versions"]] == [([short(key.public)], True)] * 3
+
+    @pytest.mark.parametrize("how", ["none", "other file", "text"])
+    def test_one_without_a_right_signature_is_refused(
+        self, signed: tuple[TestClient, VideoReplica], key: Key, how: str
+    ) -> None:
+        client, _ = signed
+        parts = {"none": {}, "other file": {"signature": key.sign(made(2))}, "text": {"signature": b"yes"}}[how]
+        answer = client.post("/v1/directions", files={"file": made(1).data} | parts, data={"why": "x"}, headers=ADMIN)
+        assert error(answer)[:2] == (400, "direction_invalid")
+        said = {"none": "is not signed", "other file": "is of another file", "text": "is no signature"}[how]
+        assert said in answer.json()["error"]["message"]
+
+    def test_what_somebody_else_put_into_the_store_is_neither_promoted_nor_served(
+        self, signed: tuple[TestClient, VideoReplica], signed_model: ModelConfig
+    ) -> None:
+        client, _ = signed
+        behind = DirectionStore(str(signed_model.store))
+        behind.publish(made(1, "failed"), **SAID)
+        answer = client.post(
+            "/v1/directions/tiny/promote", json={"why": "x", "version": "2", "override": "please"}, headers=ADMIN
+        )
+        assert error(answer)[:2] == (400, "direction_invalid")
+        assert "Version" in answer.json()["error"]["message"]
+        behind.promote("tiny", "2", override="please", **SAID)
+        assert finished(client, create(client))["steering"]["sha256"] == ONE
+        with pytest.raises(SteeringUnavailable, match="is not signed"):
+            VideoReplica(signed_model)
+
+    def test_a_fixed_file_without_one_stops_the_application_before_it_starts(
+        self, signed_model: ModelConfig, tmp_path: Path
+    ) -> None:
+        (tmp_path / "other.safetensors.sig").unlink()
+        for starts in (serve_model, VideoReplica, lambda model: build(application(model, tmp_path))):
+            with pytest.raises(SignatureError, match=r"other\.safetensors is not signed"):
+                starts(signed_model)
+
+    def test_the_replicas_get_the_keys_themselves_and_not_their_paths(
+        self, signed_model: ModelConfig, key: Key, tmp_path: Path
+    ) -> None:
+        assert resolved(application(signed_model, tmp_path)).models[0].trusted_keys == (key.public,)

@@ -49,6 +49,14 @@ def test_sqlite_is_set_to_lose_nothing(tmp_path: Path) -> None:
     assert said == ["wal", 2, 1]
 
 
+def test_postgresql_is_set_to_let_go_of_a_gateway_whose_machine_is_gone(postgres_url: str) -> None:
+    with reading(open_engine(postgres_url, 1)) as connection:
+        said = [
+            connection.scalar(text(f"SHOW {name}")) for name in ("idle_in_transaction_session_timeout", "lock_timeout")
+        ]
+    assert said == ["30s", "30s"]
+
+
 def test_only_the_servers_user_may_read_the_file(tmp_path: Path) -> None:
     open_engine(f"sqlite:///{tmp_path}/jobs.sqlite", 1)
     assert (tmp_path / "jobs.sqlite").stat().st_mode & 0o777 == 0o600

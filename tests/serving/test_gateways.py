@@ -147,3 +147,36 @@ def test_a_model_that_may_have_no_replica_is_ready_while_its_direction_is(
         assert client.get("/readyz").status_code == 200
         live.unlink()
         assert error(client.get("/readyz"))[:2] == (503, "not_ready")
+
+
+def test_a_gateway_that_has_stopped_a_part_of_its_work_asks_to_be_replaced(
+    replica: VideoReplica, tiny_model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = Gateway(application(tiny_model, tmp_path), {"tiny": LocalReplicas(replica)})
+    with TestClient(create_app(gateway)):
+        gateway.check_alive()
+
+        def broken(*arguments: object) -> None:
+            raise ArithmeticError("a mistake of ours")
+
+        monkeypatch.setattr(gateway._store, "claim", broken)
+
+        def is_dead() -> bool:
+            try:
+                gateway.check_alive()
+            except ArithmeticError:
+                return True
+            return False
+
+        until(is_dead)
+
+
+def test_jobs_of_a_model_that_is_no_longer_served_are_still_shown(
+    replica: VideoReplica, tiny_model: ModelConfig, embedded_model: ModelConfig, tmp_path: Path
+) -> None:
+    with TestClient(create_app(Gateway(application(tiny_model, tmp_path), {"tiny": LocalReplicas(replica)}))) as client:
+        job = finished(client, create(client))
+    config = application(embedded_model, tmp_path)
+    with TestClient(create_app(Gateway(config, {"embedded": Fleet(replica, 0)}))) as client:
+        assert client.get("/v1/videos").json()["data"] == [job]
+        assert client.get(f"/v1/videos/{job['id']}/content").status_code == 200

@@ -1,13 +1,21 @@
 """The store against a plain model of it: whatever is called in whatever order, a job is in the state that the rules say."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import update
 
 from reins_serve.serving.engines import open_engine, writing
@@ -17,11 +25,11 @@ from reins_serve.serving.tables import jobs as table
 from reins_serve.serving.tables import metadata
 from tests.serving.examples import ERROR, RESULT, job
 
-# Few of each, and the usual one most of the time, so that many rules in a row meet in one job.
+# Mostly what fits, so that many rules in a row meet in one job, and now and then what does not.
 MODELS = st.sampled_from(["tiny", "tiny", "tiny", "other"])
 HOLDERS = st.sampled_from(["one", "one", "one", "two"])
-OFF = st.sampled_from([0, 0, 0, 0, -1, 1])  # the attempt that somebody names, beside the one that the job is at
-NAMES = st.integers(0, 3).map(str)
+OFF = st.sampled_from([0, 0, 0, 0, 0, -1, 1])  # the attempt that somebody names, beside the one that the job is at
+PICKS = st.tuples(st.integers(0, 11), st.sampled_from([True, True, True, False]))  # which job, and whether it shall fit
 BOUND = 3
 
 
@@ -82,14 +90,22 @@ class Machine(RuleBasedStateMachine):
             for kind in reversed(metadata.sorted_tables):
                 connection.execute(kind.delete())
 
-        for name, owner in zip("0123", "aaba", strict=True):
-            self.add(name, owner, "tiny", 0)
+        for owner in "aab":
+            self.add(owner, "tiny", 0)
 
-    @rule(name=NAMES, owner=st.sampled_from("abc"), model=MODELS, priority=st.sampled_from([0, 0, 0, 1]))
-    def add(self, name: str, owner: str, model: str, priority: int) -> None:
-        if name in self.jobs:
-            return
+    def pick(
+        self, picked: tuple[int, bool], fits: Callable[[Known], bool] = lambda one: one.holder is not None
+    ) -> Known:
+        """One of the jobs that fit, if there are such and it shall fit; else of all."""
+        number, shall_fit = picked
+        chosen = [one for one in self.jobs.values() if fits(one)] if shall_fit else []
+        chosen = chosen or list(self.jobs.values())
+        return chosen[number % len(chosen)]
+
+    @rule(owner=st.sampled_from("abc"), model=MODELS, priority=st.sampled_from([0, 0, 0, 1]))
+    def add(self, owner: str, model: str, priority: int) -> None:
         self.ages += 1
+        name = f"{self.ages}"
         new = job(name, owner, model, priority=priority, created_at=1000.0 + self.ages)
         if sum(one.model == model and one.status == "queued" for one in self.jobs.values()) >= BOUND:
             with pytest.raises(QueueFull):
@@ -110,71 +126,102 @@ class Machine(RuleBasedStateMachine):
         self.jobs[best.id] = replace(best, holder=holder, attempts=best.attempts + 1)
         assert known(claimed, best.age) == self.jobs[best.id]
 
-    def named(self, name: str, off: int) -> tuple[Known | None, int]:
-        """A job, if it is there, and the attempt that somebody names."""
-        one = self.jobs.get(name)
-        return one, off + (one.attempts if one is not None else 1)
-
-    def changed(self, name: str, after: Job | None, expected: Known | None) -> None:
+    def changed(self, one: Known, after: Job | None, expected: Known | None) -> None:
         if expected is None:
             assert after is None
         else:
             assert after is not None and known(after, expected.age) == expected
-            self.jobs[name] = expected
+            self.jobs[one.id] = expected
+            self.ended["completed"] += expected.status == "completed"
+            self.ended["failed"] += expected.status == "failed"
 
-    @rule(name=NAMES, off=OFF)
-    def begin(self, name: str, off: int) -> None:
-        one, attempt = self.named(name, off)
-        fits = one is not None and one.held(attempt) and one.status == "queued"
-        expected = replace(one, status="in_progress") if one is not None and fits else None
-        self.changed(name, self.do(self.store.begin(name, attempt)), expected)
+    @precondition(lambda self: self.jobs)
+    @rule(numbers=st.lists(st.integers(0, 11), min_size=2, max_size=6))
+    def go_on(self, numbers: list[int]) -> None:
+        """Open jobs go the usual way."""
+        for number in numbers:
+            one = self.pick((number, True), lambda one: one.open)
+            if one.open and one.holder is None:
+                self.claim(one.model, "one", 9)
+            elif one.status == "queued" and one.holder is not None:
+                self.begun(one, one.attempts)
+            elif one.holder is not None and one.progress < 50:
+                self.renewed(one.holder, {one.id: (one.attempts, one.progress + 30)})
+            elif one.open:
+                self.completed(one, one.attempts)
 
-    @rule(name=NAMES, off=OFF)
-    def complete(self, name: str, off: int) -> None:
-        one, attempt = self.named(name, off)
-        fits = one is not None and one.held(attempt) and one.status == "in_progress"
-        expected = replace(one, status="completed", holder=None, progress=100) if one is not None and fits else None
-        self.ended["completed"] += fits
-        self.changed(name, self.do(self.store.complete(name, attempt, RESULT)), expected)
+    @precondition(lambda self: self.jobs)
+    @rule(picked=PICKS, off=OFF)
+    def begin(self, picked: tuple[int, bool], off: int) -> None:
+        one = self.pick(picked, lambda one: one.holder is not None and one.status == "queued")
+        self.begun(one, one.attempts + off)
 
-    @rule(name=NAMES, off=OFF)
-    def fail(self, name: str, off: int) -> None:
-        one, attempt = self.named(name, off)
-        fits = one is not None and one.held(attempt)
-        expected = replace(one, status="failed", holder=None) if one is not None and fits else None
-        self.ended["failed"] += fits
-        self.changed(name, self.do(self.store.fail(name, ERROR, attempt)), expected)
+    def begun(self, one: Known, attempt: int) -> None:
+        fits = one.held(attempt) and one.status == "queued"
+        after = self.do(self.store.begin(one.id, attempt))
+        self.changed(one, after, replace(one, status="in_progress") if fits else None)
 
-    @rule(name=NAMES, off=OFF, lost=st.booleans())
-    def release(self, name: str, off: int, lost: bool) -> None:
-        one, attempt = self.named(name, off)
-        expected = None
-        if one is not None and one.held(attempt) and not (lost and one.attempts - one.returned >= MAX_ATTEMPTS):
+    @precondition(lambda self: self.jobs)
+    @rule(picked=PICKS, off=OFF)
+    def complete(self, picked: tuple[int, bool], off: int) -> None:
+        one = self.pick(picked, lambda one: one.status == "in_progress")
+        self.completed(one, one.attempts + off)
+
+    def completed(self, one: Known, attempt: int) -> None:
+        fits = one.held(attempt) and one.status == "in_progress"
+        after = self.do(self.store.complete(one.id, attempt, RESULT))
+        self.changed(one, after, replace(one, status="completed", holder=None, progress=100) if fits else None)
+
+    @precondition(lambda self: self.jobs)
+    @rule(picked=PICKS, off=OFF)
+    def fail(self, picked: tuple[int, bool], off: int) -> None:
+        one = self.pick(picked)
+        attempt = one.attempts + off
+        after = self.do(self.store.fail(one.id, ERROR, attempt))
+        self.changed(one, after, replace(one, status="failed", holder=None) if one.held(attempt) else None)
+
+    @precondition(lambda self: self.jobs)
+    @rule(picked=PICKS, off=OFF, lost=st.booleans())
+    def release(self, picked: tuple[int, bool], off: int, lost: bool) -> None:
+        one = self.pick(picked)
+        attempt, expected = one.attempts + off, None
+        if one.held(attempt) and not (lost and one.attempts - one.returned >= MAX_ATTEMPTS):
             returned = one.returned + (not lost)
             expected = replace(one, status="queued", holder=None, progress=0, returned=returned)
-        self.changed(name, self.do(self.store.release(name, attempt, lost)), expected)
+        self.changed(one, self.do(self.store.release(one.id, attempt, lost)), expected)
 
-    @rule(holder=HOLDERS, beats=st.dictionaries(NAMES, st.tuples(OFF, st.integers(0, 120)), min_size=1))
-    def renew(self, holder: str, beats: dict[str, tuple[int, int]]) -> None:
-        said, lost = {}, set()
-        for name, (off, percent) in beats.items():
-            one, attempt = self.named(name, off)
-            said[name] = (attempt, percent)
-            if one is None or not one.held(attempt) or one.holder != holder:
-                lost.add(name)
-            elif one.status == "in_progress":
-                self.jobs[name] = replace(one, progress=max(one.progress, min(percent, 99)))
-        assert self.do(self.store.renew(holder, said)) == lost
+    @precondition(lambda self: self.jobs)
+    @rule(holder=HOLDERS, beats=st.lists(st.tuples(PICKS, OFF, st.integers(0, 120)), min_size=1, max_size=4))
+    def renew(self, holder: str, beats: list[tuple[tuple[int, bool], int, int]]) -> None:
+        said = {}
+        for picked, off, percent in beats:
+            one = self.pick(picked, lambda one: one.status == "in_progress" and one.holder == holder)
+            said[one.id] = (one.attempts + off, percent)
+        self.renewed(holder, said)
 
-    @rule(name=NAMES)
-    def remove(self, name: str) -> None:
-        one = self.jobs.pop(name, None)
-        removed = self.do(self.store.remove(name))
-        assert (removed is None) == (one is None)
-        self.ended["cancelled"] += one is not None and one.open
+    def renewed(self, holder: str, said: dict[str, tuple[int, int]]) -> None:
+        lost = self.do(self.store.renew(holder, said))
+        for name, (attempt, percent) in said.items():
+            found = self.jobs.get(name)
+            if found is None or not found.held(attempt) or found.holder != holder:
+                lost.remove(name)
+            elif found.status == "in_progress":
+                self.jobs[name] = replace(found, progress=max(found.progress, min(percent, 99)))
+        assert not lost
 
-    @rule(names=st.sets(NAMES, max_size=4))
-    def leases_pass(self, names: set[str]) -> None:
+    @precondition(lambda self: self.jobs)
+    @rule(picked=PICKS, open_too=st.sampled_from([True, False, False]))
+    def remove(self, picked: tuple[int, bool], open_too: bool) -> None:
+        one = self.pick(picked, lambda one: open_too or not one.open)
+        if open_too or not one.open:
+            assert self.do(self.store.remove(one.id)) is not None
+            del self.jobs[one.id]
+            self.ended["cancelled"] += one.open
+
+    @precondition(lambda self: self.jobs)
+    @rule(picked=st.lists(PICKS, min_size=1, max_size=2))
+    def leases_pass(self, picked: list[tuple[int, bool]]) -> None:
+        names = {self.pick(one).id for one in picked}
         with writing(self.engine) as connection:
             passed = table.c.id.in_(names) & table.c.lease_until.is_not(None)
             connection.execute(update(table).where(passed).values(lease_until=1.0))
@@ -188,19 +235,21 @@ class Machine(RuleBasedStateMachine):
                 self.jobs[name] = replace(one, status="failed", holder=None)
                 self.ended["failed"] += 1
 
-    @rule(names=st.sets(NAMES, max_size=4))
-    def time_passes(self, names: set[str]) -> None:
+    @precondition(lambda self: self.jobs)
+    @rule(picked=PICKS)
+    def time_passes(self, picked: tuple[int, bool]) -> None:
+        one = self.pick(picked, lambda one: one.status in ("completed", "failed"))
+        over = one.status in ("completed", "failed")
         with writing(self.engine) as connection:
-            over = table.c.id.in_(names) & table.c.status.in_(["completed", "failed"])
-            connection.execute(update(table).where(over).values(expires_at=1.0))
-        over_now = {name for name in names & set(self.jobs) if self.jobs[name].status in ("completed", "failed")}
-        assert {one.id for one in self.do(self.store.expire())} == over_now
-        for name in over_now:
-            self.jobs[name] = replace(self.jobs[name], status="expired")
+            ended = (table.c.id == one.id) & table.c.status.in_(["completed", "failed"])
+            connection.execute(update(table).where(ended).values(expires_at=1.0))
+        assert [job.id for job in self.do(self.store.expire())] == [one.id] * over
+        if over:
+            self.jobs[one.id] = replace(one, status="expired")
 
     @invariant()
     def every_job_is_in_the_state_that_the_rules_say(self) -> None:
-        for name in map(str, range(4)):
+        for name in map(str, range(1, self.ages + 1)):
             found, one = self.do(self.store.get(name)), self.jobs.get(name)
             assert (None if found is None or one is None else known(found, one.age)) == one
             assert found is None or (found.lease_until is not None) == (found.holder is not None)
@@ -222,6 +271,6 @@ class Machine(RuleBasedStateMachine):
 def test_the_store_follows_its_rules(jobs_url: str) -> None:
     machine = type("MachineOfUrl", (Machine,), {"url": jobs_url})
     few = settings(
-        max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=15, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     run_state_machine_as_test(machine, settings=few)

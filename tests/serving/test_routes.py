@@ -10,10 +10,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from reins_serve.serving import replica as replica_module
-from reins_serve.serving.config import ModelConfig, hash_key
+from reins_serve.serving.config import ModelConfig
 from reins_serve.serving.replica import VideoReplica
 from tests.serving.conftest import ADMIN_KEY
-from tests.serving.local import application, create, error, finished, metric, served, until
+from tests.serving.local import application, create, error, finished, keys, metric, served, until
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
@@ -127,7 +127,9 @@ def test_bodies_that_cannot_be_read_are_refused(client: TestClient) -> None:
 
 def test_unknown_addresses_and_methods_have_the_same_shape_of_error(client: TestClient) -> None:
     assert error(client.get("/v1/nothing")) == (404, "not_found", None)
-    assert error(client.put("/v1/videos")) == (405, "method_not_allowed", None)
+    answer = client.put("/v1/videos")
+    assert error(answer) == (405, "method_not_allowed", None)
+    assert answer.headers["allow"] == "GET, POST"
     assert error(client.get("/v1/videos/video_0")) == (404, "video_not_found", "id")
     assert error(client.get("/v1/models/none")) == (404, "model_not_found", "model")
 
@@ -296,7 +298,7 @@ def test_models_say_what_they_make_and_what_steers_them(client: TestClient) -> N
 
 
 def test_a_job_belongs_to_its_key(replica: VideoReplica, tiny_model: ModelConfig, tmp_path: Path) -> None:
-    config = application(tiny_model, tmp_path, api_keys_sha256=[hash_key("mine"), hash_key("yours")])
+    config = application(tiny_model, tmp_path, api_keys=keys("mine", "yours"))
     mine, yours = ({"Authorization": f"Bearer {key}"} for key in ("mine", "yours"))
     with served(replica, config) as client:
         for wrong in ({}, {"Authorization": "Bearer nobody's"}, {"Authorization": "mine"}):
@@ -313,9 +315,14 @@ def test_a_job_belongs_to_its_key(replica: VideoReplica, tiny_model: ModelConfig
 
 def test_the_openapi_document_describes_the_body(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    content = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
-    assert set(content) >= {"application/json", "multipart/form-data"}
-    assert content["application/json"]["schema"]["additionalProperties"] is False
+    schemas = document["components"]["schemas"]
+    body = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
+    fields = {kind: schemas[content["schema"]["$ref"].rpartition("/")[2]] for kind, content in body.items()}
+    assert all(field["additionalProperties"] is False for field in fields.values())
+    assert "input_reference" in fields["application/json"]["properties"]
+    form = fields["multipart/form-data"]["properties"]
+    assert form["input_reference"]["contentMediaType"] == "application/octet-stream"
+    assert {"steering[strength]", "input_reference[image_url]"} <= set(form)
 
 
 def _save(answer: httpx.Response) -> Any:

@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffusers.hooks import FirstBlockCacheConfig, HookRegistry
 from reins_serve.errors import DirectionError, GenerationCancelled, ReinsError, SteeringNotApplied, SteeringUnavailable
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import SteeringMiddleware
+from reins_serve.steering import generation
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.generation import Generation
 from reins_serve.steering.hook import HOOK_NAME
@@ -171,6 +173,48 @@ def test_a_swap_to_a_block_without_a_hook_waits_for_the_generation_that_runs(ste
         generate(steering.pipeline, tiny.ENTRY, CLIPS[:1], g.arguments)
     assert (g.record.direction, g.record.applied) == ("late", 4)
     assert np.array_equal(run(steering, [OFF, OFF]), bare())
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same thread", "pipeline in another thread"])
+def test_a_swap_that_would_wait_for_its_own_generation_is_refused_and_made_afterwards(
+    steer: Steer, elsewhere: bool
+) -> None:
+    steering = steer("add")
+    late, before, refused = other_block(steering), steering.directions, []
+
+    def on_step(done: int, total: int) -> None:
+        with pytest.raises(ReinsError, match=r"Block 3 gets its hook between two generations.*Swap after") as error:
+            steering.swap({"live": late})
+        refused.append(error)
+
+    with steering.generation(on_step=on_step) as g, ThreadPoolExecutor(1) as pool:
+        arguments = (steering.pipeline, tiny.ENTRY, CLIPS[:1], g.arguments)
+        pool.submit(generate, *arguments).result() if elsewhere else generate(*arguments)
+    assert len(refused) == 4
+    assert steering.directions is before
+    assert g.record.direction == "add"
+    steering.swap({"live": late})
+    with steering.generation() as g:
+        generate(steering.pipeline, tiny.ENTRY, CLIPS[:1], g.arguments)
+    assert g.record.direction == "late"
+
+
+def test_a_generation_that_could_not_be_opened_leaves_the_pipeline_to_the_next(
+    steer: Steer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steering = steer("add")
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "rows_at", full)
+        with pytest.raises(torch.OutOfMemoryError), steering.generation():
+            pass
+    with pytest.raises(SteeringUnavailable):  # no generation is open
+        generate(steering.pipeline, tiny.ENTRY, CLIPS[:1])
+    run(steering, [live()])
+    assert run.records[0].proved  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("switch", ["compile", "cache"])

@@ -17,6 +17,7 @@ from reins_serve.rollout.document import Document, Moment, now
 from reins_serve.rollout.files.base import Files, Stored, tag_of
 
 LEASE_S = 30.0  # far above the time of one write; a writer that died is waited for no longer
+LISTINGS = 100  # attempts at listing a folder in which other threads write
 
 _turn = threading.Lock()
 
@@ -70,12 +71,16 @@ class LeasedFiles(Files):
             return True
 
     def _names(self, folder: str) -> list[str]:
-        self._system.invalidate_cache()
-        try:
-            listed = self._system.ls(self.where(folder), detail=False)
-        except FileNotFoundError:
-            return []
-        return [name.rstrip("/").rpartition("/")[2] for name in listed]
+        for _ in range(LISTINGS):
+            self._system.invalidate_cache()
+            try:
+                listed = self._system.ls(self.where(folder), detail=False)
+            except FileNotFoundError:
+                return []
+            except KeyError:  # memory:// looked at a file that another thread had just moved away
+                continue
+            return [name.rstrip("/").rpartition("/")[2] for name in listed]
+        raise OSError("its files change faster than they can be listed")
 
     def _delete(self, path: str) -> None:
         with suppress(FileNotFoundError):
