@@ -207,7 +207,7 @@ def keys(manifests: Manifests) -> list[str]:
     )
     given = config(manifests)
     return (
-        ["the API is open to everybody"] if outside and not (given.api_keys_sha256 and given.admin_key_sha256) else []
+        ["the API is open to everybody"] if outside and not (given.api_keys and given.admin_key_sha256) else []
     )
 
 

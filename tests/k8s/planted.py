@@ -160,7 +160,7 @@ PLANTED: dict[str, tuple[Callable[[Manifests], list[str]], str, Plant, str]] = {
     "a route beside KubeRay's own": (
         consistency.ports, "ha", lambda m: m.service["upgradeStrategy"].update(clusterUpgradeOptions={}), "does not serve"),
     "an API without keys": (
-        consistency.keys, "fleet", serve(lambda d: args(d).pop("api_keys_sha256")), "open to everybody"),
+        consistency.keys, "fleet", serve(lambda d: args(d).pop("api_keys")), "open to everybody"),
     "a pool that no group has": (
         consistency.scaling, "fleet", lambda m: m.cluster["workerGroupSpecs"][2].update(labels={"reins-serve/pool": "b200"}),
         "no group of workers has room for cogvideox-5b"),
