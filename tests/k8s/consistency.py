@@ -206,9 +206,7 @@ def keys(manifests: Manifests) -> list[str]:
         bool(manifests.all("Ingress", "HTTPRoute")) or "clusterUpgradeOptions" in manifests.service["upgradeStrategy"]
     )
     given = config(manifests)
-    return (
-        ["the API is open to everybody"] if outside and not (given.api_keys and given.admin_key_sha256) else []
-    )
+    return ["the API is open to everybody"] if outside and not (given.api_keys and given.admin_key_sha256) else []
 
 
 def scaling(manifests: Manifests) -> list[str]:
