@@ -15,7 +15,7 @@ from tests.k8s.manifests import Manifests, Object, Pod, walk
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 IMAGE_FILES = "/opt/reins-serve"  # where the image keeps the repository's `directions`
 
-# What KubeRay makes of a RayService, by its source: the labels of the service that users reach, where {} is the name of the RayService
+# What KubeRay makes of a RayService, by its source: labels of the service that users reach; {} is the name of the RayService
 # or, with incremental upgrades, that of each RayCluster. Services have the ports of the head's container.
 SERVE_LABELS = {
     "ray.io/originated-from-cr-name": "{}", "ray.io/originated-from-crd": "RayService", "ray.io/serve": "{}-serve",
