@@ -76,7 +76,7 @@ def test_the_commands_that_say_so_run(tmp_path: Path, monkeypatch: pytest.Monkey
         raise RegistryUnavailable("not here")
 
     monkeypatch.setattr(Source, "_connect", gone)  # whether or not Ray runs for other tests
-    monkeypatch.setattr(DirectionsAdmin, "_open", lambda self: DirectionStore(str(self._url)))
+    monkeypatch.setattr(DirectionsAdmin, "_open", lambda self, keys: DirectionStore(str(self._url)))
     port = free_port()
     variables = {
         "STORE": str(tmp_path / "store"),

@@ -142,6 +142,7 @@ class InProcess(Registry):
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._trusted = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()

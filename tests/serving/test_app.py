@@ -42,7 +42,7 @@ def content(http: httpx.Client, video: dict[str, Any]) -> bytes:
 
 def test_the_server_is_ready_once_its_steering_is_proved(http: httpx.Client) -> None:
     assert http.get("/healthz").json() == {"status": "ok"}
-    assert http.get("/readyz").json() == {"status": "ready"}
+    until(lambda: http.get("/readyz").json() == {"status": "ready"})  # replicas are counted once a second
     model = http.get("/v1/models/embedded").json()
     assert model["direction"]["operation"] == "setpoint"
 
