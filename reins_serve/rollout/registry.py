@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from reins_serve.errors import ConflictError, DirectionError, ReinsError
+from reins_serve.errors import ConflictError, DirectionError, ReinsError, StorageError
 from reins_serve.rollout.audit import Event
 from reins_serve.rollout.decision import Decision, decide
 from reins_serve.rollout.document import MAX_TEXT, now
@@ -65,7 +65,10 @@ class DirectionRegistry:
         hold_s: float = HOLD_S,
         trusted: Sequence[str] = (),
     ) -> Snapshot:
-        """What serves, as soon as that is not generation `known`, or after `hold_s`. Raises StorageError, SignatureError."""
+        """What serves, as soon as that is not generation `known`, or after `hold_s`. Raises StorageError, SignatureError.
+
+        Nobody is sent back to what storage said before: a generation that this process has not seen yet makes it look.
+        """
         before = self._trust(model)
         self._trusted.setdefault(model, {}).update(dict.fromkeys(trusted, time.time()))
         if model in self._models and self._trust(model) != before:
@@ -73,6 +76,10 @@ class DirectionRegistry:
         entry = await self._entry(model)
         if report is not None:
             entry.heard(report)
+        if known > entry.snapshot.generation:  # read from storage while this process was out of reach
+            await self._refresh(model)
+            if known > entry.snapshot.generation and entry.error is not None:
+                raise StorageError(entry.error)
         changed = entry.changed
         if entry.snapshot.generation == known:
             hold_s = hold_s if entry.snapshot.auto is None else min(hold_s, LOOK_S)  # its counts are waited for

@@ -206,6 +206,13 @@ def test_a_registry_that_comes_back_to_storage_in_trouble_is_followed_once_that_
     assert not load.errors
 
 
+def test_a_registry_that_cannot_read_what_a_replica_has_read_does_not_send_it_back(place: Place) -> None:
+    known = place.registry.wait("tiny", -1).generation
+    with place.trouble("fails", "read"), pytest.raises(StorageError, match="cannot be read"):
+        place.registry.wait("tiny", known + 1)
+    assert place.registry.wait("tiny", known + 1).generation == known  # storage says so
+
+
 def test_a_replica_that_starts_has_a_direction_from_the_registry_or_is_not_ready(place: Place) -> None:
     with place.load() as load, place.trouble("fails", "read"):
         assert clip(place.attached("reins"), "key").sha256 == ONE

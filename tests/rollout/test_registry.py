@@ -120,6 +120,13 @@ def test_a_pointer_that_another_cluster_moves_is_noticed(registry: Registry, mod
     assert live is not None and live.number == 3
 
 
+def test_a_replica_that_has_read_newer_storage_is_never_sent_back(registry: Registry, model: str) -> None:
+    first = registry.wait(model, 0)
+    moved = DirectionStore(registry.url()).promote(model, "3", who="bob", why="while the registry hangs")
+    shown = registry.wait(model, moved.generation, hold_s=0.1)
+    assert (shown.generation, shown.live.number) == (first.generation + 1, 3)  # type: ignore[union-attr]
+
+
 def test_a_damaged_pointer_leaves_what_is_live(registry: Registry, model: str) -> None:
     first = registry.wait(model, 0)
     pointer = Path(registry.url(), model, "pointer.json")
