@@ -95,12 +95,12 @@ class Prometheus:
 
     Attributes:
         folder: For its configuration, data and log.
-        jobs: What to scrape: seconds between two scrapes, and ports on this machine, by the job's name.
+        jobs: What to scrape: seconds between two scrapes, and addresses `host:port`, by the job's name.
     """
 
     folder: Path
     port: int
-    jobs: dict[str, tuple[int, list[int]]]
+    jobs: dict[str, tuple[int, list[str]]]
     process: psutil.Popen | None = field(default=None, init=False)
 
     def start(self) -> None:
@@ -110,9 +110,9 @@ class Prometheus:
                 "job_name": name,
                 "scrape_interval": f"{seconds}s",
                 "scrape_timeout": f"{seconds}s",
-                "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}],
+                "static_configs": [{"targets": addresses}],
             }
-            for name, (seconds, ports) in self.jobs.items()
+            for name, (seconds, addresses) in self.jobs.items()
         ]
         config = {"global": {"evaluation_interval": "1s"}, "rule_files": [str(RULES)], "scrape_configs": scrapes}
         (self.folder / "prometheus.yml").write_text(yaml.safe_dump(config))

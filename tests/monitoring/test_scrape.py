@@ -82,12 +82,18 @@ class World:
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.server.url, timeout=60, headers=ADMIN)
 
+    def by_version(self) -> dict[str, float]:
+        """Steered clips by version, as Prometheus has them."""
+        return {
+            labels["version"]: value for labels, value in self.prometheus.samples("reins:steered_generations:total")
+        }
+
     def check(self) -> None:
         """The totals become the truth, and have never fallen on their way."""
         found = self.prometheus
         wait(lambda: found.value(COMPLETED) == self.completed, f"{COMPLETED} is not {self.completed}")
-        by_version = {labels["version"]: value for labels, value in found.samples("reins:steered_generations:total")}
-        assert by_version == {version: n for version, n in self.steered.items() if n}
+        steered = {version: n for version, n in self.steered.items() if n}
+        wait(lambda: self.by_version() == steered, f"{self.by_version()} is not {steered}")
         share = f"sum(reins:steered_generations:total) / sum({COMPLETED})"
         assert found.value(share) == sum(self.steered.values()) / self.completed
         ((_, course),) = found.course(COMPLETED, self.began, time.time(), 1)
@@ -104,7 +110,7 @@ def over(http: httpx.Client, job: dict[str, Any]) -> dict[str, Any] | None:
         video = http.get(f"/v1/videos/{job['id']}").json()
     except httpx.HTTPError:
         return None
-    return video if video["status"] in ("completed", "failed") else None
+    return video if video.get("status") in ("completed", "failed") else None
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         "admin_key_sha256": hash_key(ADMIN_KEY),
     }
     server = Server(config, folder, free_port(), free_port())
-    prometheus = Prometheus(folder, free_port(), {"gateway": (1, [server.port]), "ray": (5, [server.exporter])})
+    twice = [
+        f"{host}:{server.port}" for host in ("127.0.0.1", "localhost")
+    ]  # each answered by one gateway or the other
+    jobs = {"gateway": (1, twice), "ray": (5, [f"127.0.0.1:{server.exporter}"])}
+    prometheus = Prometheus(folder, free_port(), jobs)
     with monitored(server, prometheus):
         wait(lambda: prometheus.value(COMPLETED) == 0, "the gateway was not scraped")
         yield World(server, prometheus)
@@ -134,8 +144,8 @@ def test_the_steering_rate_is_exactly_the_jobs_truth(world: World) -> None:
     assert found.value("reins:steering_rate:ratio5m") is None
     world.generate(5, "v1")
     world.generate(2, None)
-    wait(lambda: found.value("reins:completed_generations:increase5m") == 7)
-    assert found.value("reins:steering_rate:ratio5m") == 5 / 7
+    wait(lambda: found.value("reins:steering_rate:ratio5m") == 5 / 7, "the rate is not 5/7")
+    assert found.value("reins:completed_generations:increase5m") == 7
     assert found.value('reins:unsteered_generations:total{reason="admin"}') == 2
     wait(lambda: found.value('ALERTS{alertname="ReinsSteeringRateBelowOne", alertstate="firing"}'))
     world.check()
@@ -154,12 +164,11 @@ def test_a_swap_is_visible(world: World) -> None:
         wait(everywhere)
     world.generate(3, "v2")
     live = 'reins_direction_info{channel="live"}'
-    wait(lambda: [labels["version"] for labels, _ in found.samples(live)] == ["v2"])
-    times = {
-        labels["version"]: [at for at, _ in course]
-        for labels, course in found.course(live, world.began, time.time(), 1)
-    }
-    assert max(times["v1"]) < min(times["v2"])
+    wait(lambda: {labels["version"] for labels, _ in found.samples(live)} == {"v2"})
+    course = found.course(f"max by (version) ({live})", world.began, time.time(), 1)
+    times = {labels["version"]: [at for at, _ in values] for labels, values in course}
+    assert min(times["v1"]) < min(times["v2"])
+    assert max(times["v1"]) < max(times["v2"])
     wait(
         lambda: found.value('sum(ray_reins_direction_swaps_total{deployment="model-embedded", result="swapped"})') == 1
     )
