@@ -28,6 +28,10 @@ OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 AbsolutePath = Annotated[str, Field(pattern=r"^/")]
 
 
+class PackageMissing(ReinsError):
+    """The extra `c2pa` is not installed."""
+
+
 class CredentialsConfig(BaseModel):
     """Whose signature the clips of a model carry. The files are read where the model runs.
 
@@ -129,5 +133,5 @@ def _library() -> Any:
     try:
         import c2pa
     except ImportError as error:
-        raise ReinsError(MISSING) from error
+        raise PackageMissing(MISSING) from error
     return c2pa

@@ -141,7 +141,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     async def follow_video(
         video_id: VideoId, now: Annotated[Video, Depends(retrieve_video)], asking: Asking
     ) -> AsyncIterator[VideoEvent]:
-        """Server-sent events: the job's state at once, then at every change, until it is over. Comments keep the line open."""
+        """Server-sent events: the job's state at once, then at every change, until it is over or 30 s have passed."""
         async for event in follow(now, lambda: gateway.retrieve(video_id, asking)):
             yield event
 

@@ -110,6 +110,17 @@ def test_a_store_that_does_not_answer_for_a_while_ends_no_stream(
     assert len(asked) > 1
 
 
+def test_a_stream_ends_after_its_time_and_the_next_goes_on(
+    http: httpx.Client, hold: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "FOLLOW_S", 0.1)
+    job = create(http)
+    assert [event["status"] for event in told(http, job)][-1] in ("queued", "in_progress")
+    hold.set()
+    finished(http, job)
+    assert [event["status"] for event in told(http, job)] == ["completed"]
+
+
 def test_only_its_owner_may_follow_a_job(replica: VideoReplica, tiny_model: ModelConfig, tmp_path: Path) -> None:
     config = application(tiny_model, tmp_path, api_keys=keys("mine", "yours"))
     with listening(local_app(replica, config)) as address, httpx.Client(base_url=address) as http:
