@@ -7,11 +7,9 @@ other has stored. The files of a completed job are those of its `attempts`.
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BufferedIOBase
-from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from reins_serve.rollout.files import open_files
 from reins_serve.serving.messages import Clip
@@ -27,13 +25,11 @@ class Content:
     """A stored file.
 
     Attributes:
-        path: Where it is on this machine; None where the storage is elsewhere.
         open: Opens it, to seek and read in; a part that is not read is not fetched. It waits for the storage, and so does the
             file that it returns. Raises OSError.
     """
 
     size: int
-    path: Path | None
     open: Callable[[], BufferedIOBase]
 
 
@@ -68,8 +64,7 @@ class ClipFiles:
         size, where = self._files.size(name), self._files.where(name)
         if size is None:
             return None
-        path = Path(where) if isinstance(self._system, LocalFileSystem) else None
-        return Content(size, path, lambda: self._system.open(where, "rb"))
+        return Content(size, lambda: self._system.open(where, "rb"))
 
     def sweep(self) -> None:
         """Remove what a gateway that was killed left half-written."""

@@ -46,6 +46,7 @@ STATUS = {
     "video_failed": 409,
     "video_expired": 410,
     "payload_too_large": 413,
+    "range_not_satisfiable": 416,
     "queue_full": 429,
     "not_ready": 503,
     "steering_unavailable": 503,

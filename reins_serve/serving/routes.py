@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -51,7 +51,6 @@ _CONTENT = {kind: {"schema": {"type": "string", "contentMediaType": kind}} for k
 _BYTES: Errors = {
     200: {"description": "All of it", "content": _CONTENT},
     206: {"description": "The range that was asked for", "content": _CONTENT},
-    416: {"description": "There is no such range"},
 }
 
 VideoId = Annotated[str, Depends(_known_form)]
@@ -121,8 +120,8 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     @app.get(
         "/v1/videos/{video_id}/content",
-        response_class=FileResponse,
-        responses=_errors(400, 401, 404, 409, 410) | _BYTES,
+        response_class=StreamingResponse,
+        responses=_errors(400, 401, 404, 409, 410, 416) | _BYTES,
         openapi_extra={"parameters": [{"name": "Range", "in": "header", "schema": {"type": "string"}}]},
     )
     async def download_video(

@@ -48,6 +48,16 @@ def test_content_has_variants_and_ranges(client: TestClient) -> None:
     whole = client.get(address).content
     part = client.get(address, headers={"Range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, whole[4:8])
+    assert client.get(address, headers={"Range": "bytes=-5"}).content == whole[-5:]
+    beyond = client.get(address, headers={"Range": f"bytes={len(whole)}-"})
+    assert error(beyond) == (416, "range_not_satisfiable", "Range")
+    assert beyond.headers["content-range"] == f"bytes */{len(whole)}"
+    for ignored in ("", "bytes=5-2", "bytes=0-1,3-4", "octets=0-1", "bytes=-", f"bytes=0-{'9' * 5000}", "bytes=٣-"):
+        answer = client.get(address, headers={"Range": ignored.encode()})
+        assert (answer.status_code, answer.content) == (200, whole), ignored
+    tag = part.headers["etag"]
+    assert client.get(address, headers={"Range": "bytes=4-7", "If-Range": tag}).status_code == 206
+    assert client.get(address, headers={"Range": "bytes=4-7", "If-Range": '"old"'}).status_code == 200
     for variant in ("thumbnail", "spritesheet"):
         answer = client.get(address, params={"variant": variant})
         assert answer.headers["content-type"] == "image/png"
