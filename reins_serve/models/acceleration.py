@@ -16,11 +16,13 @@ from diffusers.hooks.taylorseer_cache import _TRANSFORMER_BLOCK_IDENTIFIERS
 
 from reins_serve.errors import ReinsError
 from reins_serve.models.options import CacheOptions, CompileOptions, LoadingOptions, OffloadOptions, check_switches
+from reins_serve.models.shared_attention import prepare_sharing
 from reins_serve.models.spec import Denoiser, Pipeline, blocks_of, denoisers_of, spec_of
 
 RECOMPILE_LIMIT = 64
-# diffusers gives their text attention a mask for all heads, where under Ulysses each process has a part of the heads.
-MASKED_FOR_ALL_HEADS = ("LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel")
+# diffusers gives its text attention a mask for each head, where under Ulysses a process has a part of the heads (`shared_attention`
+# has LTX's in another way).
+MASKED_BY_HEAD = "LTX2VideoTransformer3DModel"
 BLOCK_CACHES = ("first_block", "mag", "sea")  # these leave whole blocks out; the others, parts of a block
 
 
@@ -47,8 +49,8 @@ def accelerate(pipeline: Pipeline, options: LoadingOptions) -> None:
         _offload(pipeline, options.offload, torch.device(options.device))
     for denoiser in denoisers.values():
         if options.context_parallel is not None:
-            degrees = options.context_parallel.model_dump()
-            denoiser.enable_parallelism(config=diffusers.ContextParallelConfig(**degrees))
+            shared = diffusers.ContextParallelConfig(**options.context_parallel.model_dump())
+            denoiser.enable_parallelism(config=shared, cp_plan=prepare_sharing(denoiser))
 
 
 def _compile(denoiser: Denoiser, options: CompileOptions) -> None:
@@ -141,7 +143,7 @@ def _parallel_refusals(denoiser: Denoiser, options: LoadingOptions) -> Iterator[
     name = type(denoiser).__name__
     if getattr(denoiser, "_cp_plan", None) is None:
         yield f"diffusers has no plan by which {name} could share its tokens between processes (context_parallel)."
-    if name in MASKED_FOR_ALL_HEADS:
+    if name == MASKED_BY_HEAD:
         yield f"diffusers masks all heads of {name} in each process, which fails under context_parallel."
     if options.context_parallel.ring_degree > 1 and options.attention_backend in (None, "native"):
         yield "context_parallel by ring_degree needs an attention_backend that returns log-sum-exps; native does not."
