@@ -1,7 +1,8 @@
 """LTX's attention where several processes share its tokens.
 
 diffusers 0.42 gives LTX's text attention one mask for each head. Under Ulysses a process has a part of the heads only, so that
-mask has too many; but all heads have the same one, and a single one for all is what diffusers gathers from the processes. Its plan leaves out that image-to-video has a timestep for each token.
+mask has too many; but all heads have the same one, and a single one for all is what diffusers gathers from the processes. Its
+plan leaves out that image-to-video has a timestep for each token.
 """
 
 from typing import Any
@@ -21,7 +22,9 @@ def prepare_sharing(denoiser: Denoiser) -> dict[str, Any] | None:
     """Make a denoiser fit to share its tokens; the plan for it, or None where diffusers' own will do."""
     if not isinstance(denoiser, LTX):
         return None
-    denoiser.set_attn_processor(SharedLTXProcessor())
+    for module in denoiser.modules():
+        if isinstance(module, LTXAttention):
+            module.set_processor(SharedLTXProcessor())
     by_token = ContextParallelInput(
         split_dim=1, expected_dims=2, split_output=False
     )  # a timestep for a whole clip is not split
