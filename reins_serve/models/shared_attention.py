@@ -20,14 +20,13 @@ LTX = diffusers.LTXVideoTransformer3DModel
 
 def prepare_sharing(denoiser: Denoiser) -> dict[str, Any] | None:
     """Make a denoiser fit to share its tokens; the plan for it, or None where diffusers' own will do."""
-    if not isinstance(denoiser, LTX):
+    attentions: list[Any] = [module for module in denoiser.modules() if isinstance(module, LTXAttention)]
+    if type(denoiser) is not LTX:
         return None
-    for module in denoiser.modules():
-        if isinstance(module, LTXAttention):
-            module.set_processor(SharedLTXProcessor())
-    by_token = ContextParallelInput(
-        split_dim=1, expected_dims=2, split_output=False
-    )  # a timestep for a whole clip is not split
+    for attention in attentions:
+        attention.set_processor(SharedLTXProcessor())
+    # A timestep for the whole clip has one dimension, and is not split.
+    by_token = ContextParallelInput(split_dim=1, expected_dims=2, split_output=False)
     return LTX._cp_plan | {"": LTX._cp_plan[""] | {"timestep": by_token}}
 
 
