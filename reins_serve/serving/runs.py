@@ -10,12 +10,12 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from reins_serve.errors import StorageError
 from reins_serve.serving.files import ClipFiles
+from reins_serve.serving.job_states import WORKER_LOST
 from reins_serve.serving.jobs import Job, JobError, JobResult, JobStore, Status, StoreUnavailable
 from reins_serve.serving.leases import Held, Leases, Stream
 from reins_serve.serving.messages import Clip, Failure, Progress, Started
 from reins_serve.serving.upkeep import Upkeep
 
-WORKER_LOST = JobError("worker_lost", "The replica that was making this clip was lost, twice.")
 TIMEOUT = JobError("timeout", "The clip took longer than this model's time limit.")
 STORAGE = JobError("storage_error", "The finished clip could not be stored.")
 INTERNAL = JobError("internal_error", "Something went wrong inside the server; its log says what.")

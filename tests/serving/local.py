@@ -103,12 +103,12 @@ def listening(app: FastAPI) -> Iterator[str]:
         thread.join()
 
 
-def until(condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
-    """Wait until a condition is true, and return its value."""
+def until(condition: Callable[[], Any], patience_s: float = PATIENCE_S, pause_s: float = 0.01) -> Any:
+    """Wait until a condition is true, and return its value. Asking a server all the time takes the CPU that it works with."""
     deadline = time.monotonic() + patience_s
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+        time.sleep(pause_s)
     return value
 
 
@@ -119,14 +119,16 @@ def create(client: httpx.Client, headers: dict[str, str] | None = None, **body: 
     return answer.json()
 
 
-def finished(client: httpx.Client, job: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+def finished(
+    client: httpx.Client, job: dict[str, Any], headers: dict[str, str] | None = None, patience_s: float = PATIENCE_S
+) -> dict[str, Any]:
     """The video object once the job is over."""
 
     def over() -> dict[str, Any] | None:
         video = client.get(f"/v1/videos/{job['id']}", headers=headers).json()
         return video if video["status"] in ("completed", "failed") else None
 
-    return until(over)
+    return until(over, patience_s, 0.05)
 
 
 def error(answer: httpx.Response) -> tuple[int, str, str | None]:

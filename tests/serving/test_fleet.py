@@ -62,13 +62,14 @@ def running(deployment: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_any_gateway_answers_for_any_job_of_any_model(fleet: httpx.Client) -> None:
     assert running("gateway") == 2
     until(lambda: fleet.get("/readyz").status_code == 200)
     assert running("model-tiny") == 0  # and ready all the same
     jobs = [create(fleet, model=model) for model in ("embedded", "tiny") for _ in range(3)]
     for job in jobs:
-        video = finished(fleet, job)
+        video = finished(fleet, job, patience_s=STARTS_S)
         assert (video["status"], video["model"]) == ("completed", job["model"])
         for _ in range(4):
             assert fleet.get(f"/v1/videos/{job['id']}").json() == video
@@ -87,21 +88,23 @@ async def test_models_are_scaled_up_and_down_again_under_load_and_nothing_is_los
     jobs = [create(fleet, model="tiny")]
 
     def are_open() -> int:
-        states = [fleet.get(f"/v1/videos/{job['id']}").json()["status"] for job in jobs]
-        return sum(state in ("queued", "in_progress") for state in states)
+        listed = fleet.get("/v1/videos", params={"limit": 100}).json()["data"]
+        return sum(video["status"] in ("queued", "in_progress") for video in listed)
 
     def have_scaled() -> bool:
         jobs.extend(create(fleet, model="embedded", num_inference_steps=100) for _ in range(are_open(), 12))
         return running("model-embedded") == 3
 
-    until(have_scaled, STARTS_S)
-    until(lambda: finished(fleet, jobs[0])["status"] == "completed", STARTS_S)
+    until(have_scaled, STARTS_S, 0.2)
+    assert finished(fleet, jobs[0], patience_s=STARTS_S)["status"] == "completed"
     # Two jobs are enough for one replica: those that go finish what they have.
-    until(lambda: are_open() <= 2)
-    until(lambda: (running("model-embedded"), running("model-tiny")) == (1, 0))
+    until(lambda: are_open() <= 2, STARTS_S, 0.2)
+    until(lambda: (running("model-embedded"), running("model-tiny")) == (1, 0), pause_s=0.2)
     again = create(fleet, model="tiny")
-    until(lambda: running("model-tiny") == 1, STARTS_S)
-    assert [finished(fleet, job)["status"] for job in [*jobs, again]] == ["completed"] * (len(jobs) + 1)
+    until(lambda: running("model-tiny") == 1, STARTS_S, 0.2)
+    assert [finished(fleet, job, patience_s=STARTS_S)["status"] for job in [*jobs, again]] == ["completed"] * (
+        len(jobs) + 1
+    )
     async with opened(config.database_url) as store:
         for job in jobs:
             stored = await store.get(job["id"])

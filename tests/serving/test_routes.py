@@ -1,5 +1,6 @@
 """The HTTP API over a real gateway and a real replica of a tiny model, in one process."""
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 
 from reins_serve.serving import replica as replica_module
 from reins_serve.serving.config import ModelConfig
+from reins_serve.serving.http_errors import STATUS
 from reins_serve.serving.replica import VideoReplica
 from tests.serving.conftest import ADMIN_KEY
 from tests.serving.local import application, create, error, finished, keys, metric, served, until
@@ -339,3 +341,10 @@ def _save(answer: httpx.Response) -> Any:
     import io
 
     return io.BytesIO(answer.content)
+
+
+def test_the_documentation_lists_every_error_code() -> None:
+    text = Path("docs/api.md").read_text()
+    rows = re.findall(r"^\| (\d{3}) \| (.*) \|$", text, re.MULTILINE)
+    listed = {code: int(status) for status, cell in rows for code in re.findall(r"`([a-z_]+)`", cell)}
+    assert listed == STATUS
