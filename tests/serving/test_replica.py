@@ -1,5 +1,6 @@
 """A replica serves nothing that it cannot prove: each test removes a part of the safety and sees the failure."""
 
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,24 @@ def test_a_replica_whose_acceleration_cuts_steering_off_is_never_ready(
     monkeypatch.setattr(replica_module, "accelerate", cut)
     with pytest.raises(SteeringNotApplied, match="0 times"):
         VideoReplica(tiny_model)
+
+
+def test_a_deleted_clip_stops_within_one_step(
+    client: TestClient, replica: VideoReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[float] = []
+
+    def slow_step(seconds: float) -> None:
+        steps.append(seconds)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(replica._metrics, "denoise_step", slow_step)
+    job = create(client, num_inference_steps=50)
+    until(lambda: len(steps) >= 2)
+    assert client.delete(f"/v1/videos/{job['id']}").status_code == 200
+    done = len(steps)
+    finished(client, create(client, num_inference_steps=2))  # the next one has the replica to itself
+    assert len(steps) - 2 <= done + 1
 
 
 def test_a_detached_hook_fails_the_job(client: TestClient, replica: VideoReplica, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_limits_are_the_operators(
 ) -> None:  # fmt: skip
     body = {"prompt": "a"} | body
     assert client.post("/v1/videos", json=body).status_code == 200
-    with served(replica, application(tiny_model, tmp_path, limits=limits)) as limited:
+    with served(replica, application(tiny_model, tmp_path / "limited", limits=limits)) as limited:
         assert error(limited.post("/v1/videos", json=body)) == expected
         assert limited.get("/v1/videos").json()["data"] == []
 
