@@ -55,7 +55,8 @@ def gateway(store: str, folder: Path, port: int) -> Iterator[None]:
     """The application of the embedded model on a real port, in this process and without Ray, following a store."""
     model = ModelConfig.model_validate({"name": "embedded", "store": store, "torch_threads": 1})
     config = application(model, folder, admin_key_sha256=hash_key(ADMIN_KEY))
-    app = create_app(Gateway(config, {"embedded": LocalReplicas(VideoReplica(model))}))
+    replica = VideoReplica(model)
+    app = create_app(Gateway(config, {"embedded": LocalReplicas(replica)}))
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -65,6 +66,9 @@ def gateway(store: str, folder: Path, port: int) -> Iterator[None]:
     finally:
         server.should_exit = True
         thread.join()
+        watcher = replica._steering.watcher
+        assert watcher is not None
+        watcher.close()  # or it would go on, and find the Ray cluster of other tests
 
 
 @needs_promtool

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from reins_serve.errors import RegistryUnavailable
+from reins_serve.rollout.source import Source
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.serving.config import ModelConfig, hash_key
+from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.replica import VideoReplica
 from tests.serving.conftest import ADMIN_KEY
 from tests.serving.local import application, keys, listening, local_app
@@ -19,8 +22,14 @@ EXAMPLES = 10  # of each operation in the fuzzing phase; the boundaries are cove
 
 
 @pytest.fixture
-def address(tiny_model: ModelConfig, tmp_path: Path) -> Iterator[str]:
-    """A server with API keys, an admin key and a store of directions."""
+def address(tiny_model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server with API keys, an admin key and a store of directions, without a registry."""
+
+    def gone(self: Source) -> None:
+        raise RegistryUnavailable("not here")
+
+    monkeypatch.setattr(Source, "_connect", gone)  # whether or not Ray runs for other tests
+    monkeypatch.setattr(DirectionsAdmin, "_open", lambda self, keys: DirectionStore(str(self._url), keys))
     store = DirectionStore(str(tmp_path / "store"))
     store.publish(Path(tiny_model.directions["live"]).read_bytes(), who="ann", why="a test")
     store.promote("tiny", "1", who="ann", why="a test", override="it is one")
@@ -29,8 +38,11 @@ def address(tiny_model: ModelConfig, tmp_path: Path) -> Iterator[str]:
     config = application(
         model, tmp_path / "clips", api_keys=keys("mine"), admin_key_sha256=hash_key(ADMIN_KEY), drain_s=0
     )
-    with listening(local_app(VideoReplica(model), config)) as made:
+    replica = VideoReplica(model)
+    with listening(local_app(replica, config)) as made:
         yield made
+    assert replica._steering.watcher is not None
+    replica._steering.watcher.close()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The deployment that the README shows runs as it stands there, and follows its store of directions by that alone."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,16 +9,20 @@ import httpx
 import pytest
 import ray
 from ray import serve
+from typer.testing import CliRunner
 
+from reins_serve import cli
 from reins_serve.rollout.client import Registry, connect, find
+from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import takes_candidate
 from tests.serving.local import until
 
 README = Path(__file__).parents[2] / "README.md"
 SAID = {"who": "ann", "why": "a test"}
+SHIPPED = ("setpoint", "setpoint-2")
 DIRECTIONS = {
-    number: Direction.load(f"directions/embedded/{name}.safetensors") for number, name in ((1, "setpoint"), (2, "add"))
+    number: Direction.load(f"directions/embedded/{name}.safetensors") for number, name in enumerate(SHIPPED, 1)
 }
 
 
@@ -29,6 +34,27 @@ def example() -> str:
 
 def test_it_is_short() -> None:
     assert len([line for line in example().splitlines() if line.strip()]) <= 25
+
+
+def test_the_commands_of_the_swap_do_it(tmp_path: Path) -> None:
+    commands = re.findall(r"^reins-serve (directions .*--store directions-store .*)$", README.read_text(), re.MULTILINE)
+    live = []
+    for command in commands:
+        arguments = shlex.split(command.replace("directions-store", str(tmp_path / "store")), comments=True)
+        if arguments[2] != "out/direction.safetensors":  # of another section
+            done = CliRunner().invoke(cli.app, arguments)
+            assert done.exit_code == 0, (command, done.output, done.exception)
+            pointer = DirectionStore(str(tmp_path / "store")).find("embedded")
+            live.append(None if pointer is None else pointer.live)
+    one, two = (direction.sha256 for direction in DIRECTIONS.values())
+    assert live == [None, None, one, two, one]
+
+
+def test_the_two_versions_are_two_and_passed_their_gates() -> None:
+    one, two = DIRECTIONS.values()
+    assert one.sha256 != two.sha256
+    assert one.meta.fit.seed != two.meta.fit.seed
+    assert all(gate.passed for direction in (one, two) for gate in direction.meta.gates.values())
 
 
 @pytest.fixture(scope="module")
