@@ -18,7 +18,7 @@ from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.fit_stage import Fitted, evidence, fit, held_out_scores, read_labels
 from reins_serve.calibration.fitting import describe_fit, finished, largest_dose, tried_directions
-from reins_serve.calibration.gates import fit_gates, run_gates
+from reins_serve.calibration.gates import REFIT_COSINE, fit_gates, run_gates
 from reins_serve.calibration.report import write_html
 from reins_serve.calibration.trials import Choice, Evaluation, Progress, choose, evaluate
 from reins_serve.calibration.workers import entry_of
@@ -155,7 +155,11 @@ def _live(config: RecalibrateConfig) -> Direction | None:
 
 
 def _places(config: RecalibrateConfig, fitted: Fitted) -> list[tuple[int, ...]]:
-    """The places where steering is tried: a block, or the same block of each expert."""
+    """The places where steering is tried: a block, or the same block of each expert.
+
+    A block whose direction another sample would turn is left out while others are steady: the gate would refuse what was chosen
+    there, after all the work.
+    """
     entry = entry_of(config)
     depth = (entry.num_blocks or max(fitted.blocks) + 1) if entry.experts > 1 else max(fitted.blocks) + 1
     places = [
@@ -168,7 +172,9 @@ def _places(config: RecalibrateConfig, fitted: Fitted) -> list[tuple[int, ...]]:
         raise ReinsError(
             "The captured blocks hold no place to steer at: list the same blocks of every expert, or half depth."
         )
-    return places
+    refit = {layer["block"]: layer["refit_cosine"] for layer in fitted.layers}
+    steady = [place for place in places if min(refit[block] for block in place) >= REFIT_COSINE]
+    return steady or places
 
 
 def _base(meta: Any, config: RecalibrateConfig) -> Base:

@@ -24,7 +24,9 @@ from reins_serve.calibration.activation_schema import ActivationsMeta, JudgeColu
 from reins_serve.calibration.activations import open_activations, write_activations
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
-from reins_serve.calibration.job import DIRECTION, PAGE, REPORT, recalibrate
+from reins_serve.calibration.fit_stage import Fitted
+from reins_serve.calibration.job import DIRECTION, PAGE, REPORT, _places, recalibrate
+from reins_serve.calibration.supervised_pca import SupervisedPCA
 from reins_serve.calibration.trials import seeded
 from reins_serve.errors import ReinsError
 from reins_serve.rollout.storage import DirectionStore
@@ -266,3 +268,19 @@ class TestData:
         self.written(tmp_path, fingerprint="0" * 32, name="b")
         with pytest.raises(ReinsError, match="fingerprint is"):
             open_activations(str(tmp_path), "embedded")
+
+
+@pytest.mark.parametrize(
+    ("refit", "tried"),
+    [
+        ([0.88, 0.95, 0.97], [(1,), (2,)]),
+        ([0.95, 0.97, 0.96], [(0,), (1,), (2,)]),
+        ([0.5, 0.6, 0.7], [(0,), (1,), (2,)]),
+    ],
+    ids=["one would fail its gate", "all are steady", "none is: the gate speaks"],
+)
+def test_what_could_not_pass_the_stability_gate_is_not_tried(refit: list[float], tried: list[tuple[int]]) -> None:
+    layers = [{"block": block, "refit_cosine": cosine} for block, cosine in enumerate(refit)]
+    fitted = Fitted(SupervisedPCA(), tuple(range(len(refit))), np.ones(len(refit)), layers, 1)
+    config = RecalibrateConfig.load(Path("directions/embedded/recalibrate.yaml"))
+    assert _places(config, fitted) == tried
