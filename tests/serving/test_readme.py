@@ -20,7 +20,7 @@ from tests.serving.local import until
 
 README = Path(__file__).parents[2] / "README.md"
 SAID = {"who": "ann", "why": "a test"}
-SHIPPED = ("setpoint", "setpoint-2")
+SHIPPED = ("setpoint", "add")
 DIRECTIONS = {
     number: Direction.load(f"directions/embedded/{name}.safetensors") for number, name in enumerate(SHIPPED, 1)
 }
@@ -48,13 +48,6 @@ def test_the_commands_of_the_swap_do_it(tmp_path: Path) -> None:
             live.append(None if pointer is None else pointer.live)
     one, two = (direction.sha256 for direction in DIRECTIONS.values())
     assert live == [None, None, one, two, one]
-
-
-def test_the_two_versions_are_two_and_passed_their_gates() -> None:
-    one, two = DIRECTIONS.values()
-    assert one.sha256 != two.sha256
-    assert one.meta.fit.seed != two.meta.fit.seed
-    assert all(gate.passed for direction in (one, two) for gate in direction.meta.gates.values())
 
 
 @pytest.fixture(scope="module")
