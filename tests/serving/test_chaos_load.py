@@ -80,7 +80,7 @@ def database(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, Postg
 def config(
     embedded_model: ModelConfig, tmp_path: Path, database: tuple[str, PostgresServer | None]
 ) -> ApplicationConfig:
-    model = embedded_model.model_copy(update={"num_cpus": 0, "num_replicas": 2, "max_batch_size": 2, "max_queued": 999})
+    model = embedded_model.model_copy(update={"num_cpus": 0, "num_replicas": 2, "max_batch_size": 2, "max_queued": 24})
     return ApplicationConfig.model_validate(
         {
             "models": [model],
