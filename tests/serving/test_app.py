@@ -121,7 +121,9 @@ def test_the_openai_client_creates_polls_and_downloads(server: str) -> None:
     assert video.status == "completed"
     assert video.model_extra["steering"]["operation"] == "add"
     assert frames(client.videos.download_content(video.id).read()).shape[0] == 8
-    assert video.id in [item.id for item in client.videos.list(limit=5)]
+    second = client.videos.create_and_poll(model="embedded", prompt=PROMPT, poll_interval_ms=50)
+    pages = [item.id for item in client.videos.list(limit=1)]  # the client asks for page after page
+    assert pages[:2] == [second.id, video.id]
     assert client.videos.retrieve(video.id).id == video.id
     assert client.videos.delete(video.id).deleted
     with pytest.raises(openai.NotFoundError):
