@@ -1,9 +1,9 @@
 """What steering costs, side by side with pipelines that were never touched: `python -m benchmarks.steering --json steering.json`.
 
-1. The embedded model, whole calls: bare, bare again (another copy: how far two equal series differ), attached with strength 0,
-   and each operation in its window.
-2. One block of Wan 2.1 1.3B's width with random weights, at thousands of tokens: bare, attached and idle, each norm rule, and a
-   hook as one writes it at first (`h + a v`, out of place, in float32).
+1. The embedded model, whole calls: bare, bare again (another copy: how far two equal series differ), attached and off, and
+   each operation in its window.
+2. One block of Wan 2.1 1.3B's width with random weights, at thousands of tokens, with the push alone in a plain hook: one that
+   returns its input (bare), each norm rule, the set-point, and `h + a v` as one writes it at first, out of place, in float32.
 3. The push alone against a copy of the same bytes: how near it is to what memory allows.
 
 An aim is met only if the 95 % bootstrap interval of the paired median ratio lies within it.
@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +36,39 @@ NORMS = ("none", "token", "channel")
 
 
 def embedded(rounds: int, batch: int) -> tuple[dict[str, Times], bool]:
-    """Times of whole calls of the embedded model, and whether strength 0 changes no bit."""
+    """Times of whole calls of the embedded model, and whether being attached changes no bit."""
     clips = [request(EMBEDDED, "a red square moving left at sea", seed) for seed in range(batch)]
     bare, again = load(EMBEDDED), load(EMBEDDED)
     files = {"live": "directions/embedded/setpoint.safetensors", "add": "directions/embedded/add.safetensors"}
     steering = attach(load(EMBEDDED), model="embedded", directions=files)
 
-    def steered(of: str, strength: float | None = None) -> np.ndarray:
-        amount = steering.directions[of].serving_strength if strength is None else strength
+    def steered(of: str | None) -> np.ndarray:
+        amount = 0.0 if of is None else steering.directions[of].serving_strength
         with steering.generation(rows=[SteeringRow(of, amount)] * batch) as g:
             return generate(steering.pipeline, EMBEDDED, clips, g.arguments)
 
-    same = bool(np.array_equal(generate(bare, EMBEDDED, clips), steered("live", 0.0)))
+    same = bool(np.array_equal(generate(bare, EMBEDDED, clips), steered(None)))
     series: dict[str, Callable[[], object]] = {
         "bare": lambda: generate(bare, EMBEDDED, clips),
         "bare again": lambda: generate(again, EMBEDDED, clips),
-        "idle": lambda: steered("live", 0.0),
+        "idle": lambda: steered(None),
         "setpoint": lambda: steered("live"),
         "add": lambda: steered("add"),
     }
     return interleave(series, rounds), same
 
 
-def push_of(rows: int, width: int, norm: str, setpoint: bool = False) -> RowPush:
-    """One push for all rows."""
-    vector = torch.nn.functional.normalize(torch.randn(width, generator=torch.Generator().manual_seed(0)), dim=0)
-    true, false = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool)
-    return RowPush(
-        vector.expand(rows, -1).contiguous(), torch.full((rows,), 2.0), torch.full((rows,), 1.0),
-        true if setpoint else false, true if norm == "token" else false, true if norm == "channel" else false,
-    )  # fmt: skip
+def vector() -> torch.Tensor:
+    """The unit vector `[D]` of every push here."""
+    return torch.nn.functional.normalize(torch.randn(WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)
+
+
+def pusher(norm: str, setpoint: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The push of one row `[1, S, D]`; all that does not depend on the hidden states is made here, as in serving."""
+    token, channel = norm == "token", norm == "channel"
+    flags = (torch.tensor([flag]) for flag in (setpoint, token, channel))
+    push = RowPush(vector()[None], torch.tensor([2.0]), torch.tensor([1.0]), *flags)
+    return lambda hidden: steer(hidden, push, token_norm=token, channel_norm=channel).hidden
 
 
 def stack(rounds: int, tokens: int) -> dict[str, Times]:
@@ -78,13 +82,9 @@ def stack(rounds: int, tokens: int) -> dict[str, Times]:
     ).eval()  # fmt: skip
     latents, text = torch.randn(1, 16, 1, 2 * side, 2 * side), torch.randn(1, 16, 64)
     hooks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"bare": lambda h: h, "bare again": lambda h: h}
-    for norm in NORMS:
-        flags = {"token_norm": norm == "token", "channel_norm": norm == "channel"}
-        push = push_of(1, WIDTH, norm)
-        hooks[f"add, {norm}"] = lambda h, push=push, flags=flags: steer(h, push, **flags).hidden  # type: ignore[misc]
-    hooks["setpoint"] = lambda h: steer(h, push_of(1, WIDTH, "none", True), token_norm=False, channel_norm=False).hidden
-    vector = push_of(1, WIDTH, "none").vector[0]
-    hooks["naive"] = lambda h: (h.float() + 2.0 * vector).to(h.dtype)
+    hooks |= {f"add, {norm}": pusher(norm) for norm in NORMS} | {"setpoint": pusher("none", setpoint=True)}
+    plain = vector()
+    hooks["naive"] = lambda h: (h.float() + 2.0 * plain).to(h.dtype)
 
     def call(hook: Callable[[torch.Tensor], torch.Tensor]) -> None:
         handle = denoiser.blocks[0].register_forward_hook(lambda module, args, output: hook(output))
@@ -94,17 +94,14 @@ def stack(rounds: int, tokens: int) -> dict[str, Times]:
         finally:
             handle.remove()
 
-    return interleave({name: lambda hook=hook: call(hook) for name, hook in hooks.items()}, rounds)  # type: ignore[misc]
+    return interleave({name: partial(call, hook) for name, hook in hooks.items()}, rounds)
 
 
 def bandwidth(tokens: int, rounds: int) -> dict[str, float]:
     """Seconds of a copy (a read and a write of every byte) over seconds of the push, by rule; 1 is the floor."""
     hidden = torch.randn(1, tokens, WIDTH)
     series: dict[str, Callable[[], object]] = {"copy": hidden.clone}
-    for norm in NORMS:
-        flags = {"token_norm": norm == "token", "channel_norm": norm == "channel"}
-        push = push_of(1, WIDTH, norm)
-        series[norm] = lambda push=push, flags=flags: steer(hidden, push, **flags)  # type: ignore[misc]
+    series |= {norm: partial(pusher(norm), hidden) for norm in NORMS}
     with torch.inference_mode():
         times = interleave(series, rounds, warm=3)
     return {norm: round(ratio(times["copy"].wall, times[norm].wall).median, 3) for norm in NORMS}

@@ -5,7 +5,7 @@ mask has too many; but all heads have the same one, and a single one for all is 
 plan leaves out that image-to-video has a timestep for each token.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -20,11 +20,11 @@ LTX = diffusers.LTXVideoTransformer3DModel
 
 def prepare_sharing(denoiser: Denoiser) -> dict[str, Any] | None:
     """Make a denoiser fit to share its tokens; the plan for it, or None where diffusers' own will do."""
-    attentions: list[Any] = [module for module in denoiser.modules() if isinstance(module, LTXAttention)]
     if type(denoiser) is not LTX:
         return None
-    for attention in attentions:
-        attention.set_processor(SharedLTXProcessor())
+    for module in cast(torch.nn.Module, denoiser).modules():
+        if isinstance(module, LTXAttention):
+            cast(Any, module).set_processor(SharedLTXProcessor())
     # A timestep for the whole clip has one dimension, and is not split.
     by_token = ContextParallelInput(split_dim=1, expected_dims=2, split_output=False)
     return LTX._cp_plan | {"": LTX._cp_plan[""] | {"timestep": by_token}}

@@ -13,16 +13,13 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from reins_serve.errors import RegistryUnavailable
-from reins_serve.rollout.source import Source
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.serving.config import ModelConfig, hash_key
-from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.gateway import Gateway
 from reins_serve.serving.replica import VideoReplica
 from reins_serve.serving.routes import create_app
 from tests.monitoring.promtool import needs_promtool, promtool
-from tests.serving.local import LocalReplicas, application, until
+from tests.serving.local import LocalReplicas, application, stop_following, until, without_registry
 from tests.serving.ports import free_port
 
 GUIDE = Path("docs/operations.md").read_text()
@@ -66,9 +63,7 @@ def gateway(store: str, folder: Path, port: int) -> Iterator[None]:
     finally:
         server.should_exit = True
         thread.join()
-        watcher = replica._steering.watcher
-        assert watcher is not None
-        watcher.close()  # or it would go on, and find the Ray cluster of other tests
+        stop_following(replica)
 
 
 @needs_promtool
@@ -76,11 +71,7 @@ def gateway(store: str, folder: Path, port: int) -> Iterator[None]:
 @pytest.mark.timeout(900)  # a model is loaded and proved twice, and each command starts Python anew
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_commands_that_say_so_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(self: Source) -> None:
-        raise RegistryUnavailable("not here")
-
-    monkeypatch.setattr(Source, "_connect", gone)  # whether or not Ray runs for other tests
-    monkeypatch.setattr(DirectionsAdmin, "_open", lambda self, keys: DirectionStore(str(self._url)))
+    without_registry(monkeypatch)
     port = free_port()
     variables = {
         "STORE": str(tmp_path / "store"),

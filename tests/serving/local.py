@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from reins_serve.errors import RegistryUnavailable
+from reins_serve.rollout.source import Source
+from reins_serve.rollout.storage import DirectionStore
 from reins_serve.serving.config import ApplicationConfig, ModelConfig, hash_key
+from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.gateway import Gateway
 from reins_serve.serving.jobs import Job
 from reins_serve.serving.messages import Message
@@ -101,6 +106,23 @@ def listening(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = server.force_exit = True
         thread.join()
+
+
+def without_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process go to storage alone for its directions, whether or not Ray runs for other tests."""
+
+    def gone(self: Source) -> None:
+        raise RegistryUnavailable("not here")
+
+    monkeypatch.setattr(Source, "_connect", gone)
+    monkeypatch.setattr(DirectionsAdmin, "_open", lambda self, keys: DirectionStore(str(self._url), keys))
+
+
+def stop_following(replica: VideoReplica) -> None:
+    """End a replica's following of its store; it would go on after the test, and find the Ray cluster of others."""
+    watcher = replica._steering.watcher
+    assert watcher is not None
+    watcher.close()
 
 
 def until(condition: Callable[[], Any], patience_s: float = PATIENCE_S, pause_s: float = 0.01) -> Any:

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from reins_serve.errors import RegistryUnavailable
-from reins_serve.rollout.source import Source
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.serving.config import ModelConfig, hash_key
-from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.replica import VideoReplica
 from tests.serving.conftest import ADMIN_KEY
-from tests.serving.local import application, keys, listening, local_app
+from tests.serving.local import application, keys, listening, local_app, stop_following, without_registry
 
 # A body that fits its schema may still be wrong: a model has its own sizes, and a file called a direction need not be one.
 BEYOND_A_SCHEMA = "positive_data_acceptance"
@@ -24,12 +21,7 @@ EXAMPLES = 10  # of each operation in the fuzzing phase; the boundaries are cove
 @pytest.fixture
 def address(tiny_model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server with API keys, an admin key and a store of directions, without a registry."""
-
-    def gone(self: Source) -> None:
-        raise RegistryUnavailable("not here")
-
-    monkeypatch.setattr(Source, "_connect", gone)  # whether or not Ray runs for other tests
-    monkeypatch.setattr(DirectionsAdmin, "_open", lambda self, keys: DirectionStore(str(self._url), keys))
+    without_registry(monkeypatch)
     store = DirectionStore(str(tmp_path / "store"))
     store.publish(Path(tiny_model.directions["live"]).read_bytes(), who="ann", why="a test")
     store.promote("tiny", "1", who="ann", why="a test", override="it is one")
@@ -41,8 +33,7 @@ def address(tiny_model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyP
     replica = VideoReplica(model)
     with listening(local_app(replica, config)) as made:
         yield made
-    assert replica._steering.watcher is not None
-    replica._steering.watcher.close()
+    stop_following(replica)
 
 
 @pytest.mark.slow
