@@ -84,7 +84,8 @@ class DirectionRegistry:
         if entry.snapshot.generation == known:
             hold_s = hold_s if entry.snapshot.auto is None else min(hold_s, LOOK_S)  # its counts are waited for
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), hold_s)
+                async with asyncio.timeout(hold_s):
+                    await changed.wait()
         return entry.snapshot
 
     async def find(self, model: str) -> Pointer | None:

@@ -59,8 +59,10 @@ class Dispatcher:
                 self._start(job)
             elif not self._closed:
                 # Jobs that came to other gateways are found by looking; not by all gateways at the same moment.
+                # Python 3.11's `wait_for` forgets that it was cancelled when what it waits for comes at the same time.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._work.wait(), POLL_S * random.uniform(0.8, 1.2))
+                    async with asyncio.timeout(POLL_S * random.uniform(0.8, 1.2)):
+                        await self._work.wait()
 
     @property
     def on_their_way(self) -> frozenset[asyncio.Task[None]]:

@@ -83,7 +83,8 @@ class ServeReplicas:
             return False
         response = self._handle.proved.remote()
         try:
-            return bool(await asyncio.wait_for(response, PROOF_TIMEOUT_S))
+            async with asyncio.timeout(PROOF_TIMEOUT_S):
+                return bool(await response)
         except Exception:
             response.cancel()
             return False

@@ -19,7 +19,7 @@ from reins_serve.serving.gateway import Gateway
 from reins_serve.serving.replica import VideoReplica
 from reins_serve.serving.routes import create_app
 from tests.monitoring.promtool import needs_promtool, promtool
-from tests.serving.local import LocalReplicas, application, stop_following, until, without_registry
+from tests.serving.local import LocalReplicas, application, by_storage_alone, stop_following, until
 from tests.serving.ports import free_port
 
 GUIDE = Path("docs/operations.md").read_text()
@@ -71,7 +71,7 @@ def gateway(store: str, folder: Path, port: int) -> Iterator[None]:
 @pytest.mark.timeout(900)  # a model is loaded and proved twice, and each command starts Python anew
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_commands_that_say_so_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_registry(monkeypatch)
+    by_storage_alone(monkeypatch)
     port = free_port()
     variables = {
         "STORE": str(tmp_path / "store"),

@@ -17,6 +17,7 @@ from reins_serve.rollout.storage import DirectionStore
 from reins_serve.rollout.watcher import Watcher
 from reins_serve.steering.direction import METADATA_KEY
 from tests import tiny
+from tests.rollout.alone import without_following, without_registry
 from tests.rollout.conftest import made
 
 SAID = {"who": "ann", "why": "a test"}
@@ -60,6 +61,12 @@ REFUSED = {
 }  # fmt: skip
 
 each = pytest.mark.parametrize(("data", "reason"), REFUSED.values(), ids=REFUSED)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_registry(monkeypatch)
+    without_following(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +125,6 @@ def test_a_candidate_that_does_not_suit_the_replica_keeps_no_live_direction_out(
     else:
         steering = attach(tiny.pipeline(), model="tiny", directions=f"reins://{tmp_path}")
         watcher = steering.watcher
-        watcher.close()
     assert "width is 8" in watcher.error
     assert {name: direction.sha256 for name, direction in steering.directions.items()} == {"live": made(2).sha256}
     assert steering.fraction == 0

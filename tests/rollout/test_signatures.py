@@ -9,16 +9,15 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from reins_serve.errors import DirectionError, RegistryUnavailable, ReinsError, SignatureError, SteeringUnavailable
+from reins_serve.errors import DirectionError, ReinsError, SignatureError, SteeringUnavailable
 from reins_serve.plugin import SteeringMiddleware, attach
 from reins_serve.rollout.keys import PASSPHRASE_ENV, make_key, sign
 from reins_serve.rollout.overview import overview
 from reins_serve.rollout.signatures import TRUSTED_ENV, Signature, Trust, read_key, short
 from reins_serve.rollout.snapshot import Snapshot, Staged, read_snapshot
-from reins_serve.rollout.source import Source
 from reins_serve.rollout.storage import DirectionStore
-from reins_serve.rollout.watcher import Watcher
 from tests import tiny
+from tests.rollout.alone import without_following, without_registry
 from tests.rollout.conftest import Connect, Key, made
 
 SAID = {"who": "ann", "why": "a test"}
@@ -286,12 +285,8 @@ class TestReplica:
     @pytest.fixture(autouse=True)
     def alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Storage is read once, at start; what comes later is handed over by hand."""
-
-        def gone(self: Source) -> None:
-            raise RegistryUnavailable("not here")
-
-        monkeypatch.setattr(Source, "_connect", gone)
-        monkeypatch.setattr(Watcher, "follow", lambda self, target: None)
+        without_registry(monkeypatch)
+        without_following(monkeypatch)
 
     @pytest.fixture
     def steering(self, strict: DirectionStore, ours: Key) -> SteeringMiddleware:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reins_serve import plugin
-from reins_serve.errors import RegistryUnavailable, ReinsError, SteeringUnavailable
+from reins_serve.errors import ReinsError, SteeringUnavailable
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import SteeringMiddleware, attach
 from reins_serve.rollout import watcher as watcher_module
@@ -14,10 +14,10 @@ from reins_serve.rollout.files.local import LocalFiles
 from reins_serve.rollout.snapshot import Snapshot, Staged
 from reins_serve.rollout.source import Source, StoreAddress
 from reins_serve.rollout.storage import DirectionStore
-from reins_serve.rollout.watcher import Watcher
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringPolicy
 from tests import tiny
+from tests.rollout.alone import without_following, without_registry
 from tests.rollout.conftest import PIPELINE, made
 from tests.serving.local import until
 
@@ -26,19 +26,14 @@ SAID = {"who": "ann", "why": "a test"}
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No registry, whether or not Ray runs for other tests; storage is looked at often."""
-
-    def gone(self: Source) -> None:
-        raise RegistryUnavailable("not here")
-
-    monkeypatch.setattr(Source, "_connect", gone)
+    """Storage alone, which is looked at often."""
+    without_registry(monkeypatch)
     monkeypatch.setattr(watcher_module, "LONGEST_RETRY_S", 0.05)
 
 
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is taken up but what a test hands over itself."""
-    monkeypatch.setattr(Watcher, "follow", lambda self, target: None)
+    without_following(monkeypatch)
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from reins_serve.errors import RegistryUnavailable
-from reins_serve.rollout.source import Source
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.serving.config import ApplicationConfig, ModelConfig, hash_key
 from reins_serve.serving.directions import DirectionsAdmin
@@ -24,6 +22,7 @@ from reins_serve.serving.jobs import Job
 from reins_serve.serving.messages import Message
 from reins_serve.serving.replica import VideoReplica
 from reins_serve.serving.routes import create_app
+from tests.rollout.alone import without_registry
 
 PATIENCE_S = 120  # far above what anything here takes: a test that waits this long has failed
 
@@ -108,13 +107,9 @@ def listening(app: FastAPI) -> Iterator[str]:
         thread.join()
 
 
-def without_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process go to storage alone for its directions, whether or not Ray runs for other tests."""
-
-    def gone(self: Source) -> None:
-        raise RegistryUnavailable("not here")
-
-    monkeypatch.setattr(Source, "_connect", gone)
+def by_storage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let replicas and gateways of this process go to storage for their directions, and not to a registry."""
+    without_registry(monkeypatch)
     monkeypatch.setattr(DirectionsAdmin, "_open", lambda self, keys: DirectionStore(str(self._url), keys))
 
 

@@ -11,7 +11,7 @@ from reins_serve.rollout.storage import DirectionStore
 from reins_serve.serving.config import ModelConfig, hash_key
 from reins_serve.serving.replica import VideoReplica
 from tests.serving.conftest import ADMIN_KEY
-from tests.serving.local import application, keys, listening, local_app, stop_following, without_registry
+from tests.serving.local import application, by_storage_alone, keys, listening, local_app, stop_following
 
 # A body that fits its schema may still be wrong: a model has its own sizes, and a file called a direction need not be one.
 BEYOND_A_SCHEMA = "positive_data_acceptance"
@@ -21,7 +21,7 @@ EXAMPLES = 10  # of each operation in the fuzzing phase; the boundaries are cove
 @pytest.fixture
 def address(tiny_model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server with API keys, an admin key and a store of directions, without a registry."""
-    without_registry(monkeypatch)
+    by_storage_alone(monkeypatch)
     store = DirectionStore(str(tmp_path / "store"))
     store.publish(Path(tiny_model.directions["live"]).read_bytes(), who="ann", why="a test")
     store.promote("tiny", "1", who="ann", why="a test", override="it is one")

@@ -1,6 +1,6 @@
 """The directions of a served model, changed through the API while it serves; without Ray, from storage."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,15 +8,13 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from reins_serve.calibration import judges
-from reins_serve.errors import RegistryUnavailable, SignatureError, SteeringNotApplied, SteeringUnavailable
+from reins_serve.errors import SignatureError, SteeringNotApplied, SteeringUnavailable
 from reins_serve.rollout import watcher as watcher_module
 from reins_serve.rollout.signatures import short
-from reins_serve.rollout.source import Source
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.serving import replica as replica_module
 from reins_serve.serving.app import build
 from reins_serve.serving.config import ApplicationConfig, ModelConfig, hash_key, resolved
-from reins_serve.serving.directions import DirectionsAdmin
 from reins_serve.serving.replica import VideoReplica
 from reins_serve.serving.served import serve_model
 from reins_serve.steering.direction import Direction
@@ -24,7 +22,7 @@ from reins_serve.steering.policy import takes_candidate
 from tests.calibration.test_outputs import CONFIG, Brightness
 from tests.rollout.conftest import Key, made
 from tests.serving.conftest import ADMIN_KEY
-from tests.serving.local import application, create, error, finished, metric, served, until
+from tests.serving.local import application, by_storage_alone, create, error, finished, metric, served, until
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 SAID = {"who": "ann", "why": "a test"}
@@ -33,17 +31,7 @@ ONE, TWO = made(0).sha256, made(1).sha256
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No registry, whether or not Ray runs for other tests."""
-
-    def gone(self: Source) -> None:
-        raise RegistryUnavailable("not here")
-
-    def stored(self: DirectionsAdmin, trusted_keys: Sequence[str]) -> DirectionStore:
-        assert self._url is not None
-        return DirectionStore(self._url, trusted_keys)
-
-    monkeypatch.setattr(Source, "_connect", gone)
-    monkeypatch.setattr(DirectionsAdmin, "_open", stored)
+    by_storage_alone(monkeypatch)
     monkeypatch.setattr(watcher_module, "LONGEST_RETRY_S", 0.05)
 
 

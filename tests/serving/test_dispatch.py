@@ -341,3 +341,23 @@ def test_a_gateway_that_closes_claims_no_more_and_hands_back_what_it_holds(tmp_p
         assert [(job.attempts, job.returned) for job in jobs] == [(1, 0), (1, 1), (1, 1), (0, 0)]
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_gateway_ends_even_if_work_comes_at_that_moment(tmp_path: Path, steps: int) -> None:
+    """However many steps of the event loop lie between the two."""
+
+    async def story() -> None:
+        desk = Desk(tmp_path)
+        desk.running = 0
+        task = asyncio.create_task(desk.dispatcher.run())
+        await asyncio.sleep(0.001)
+        desk.dispatcher.wake()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=5)
+        assert task.cancelled()
+        desk.dispatcher.close()  # or the loop would not end
+
+    asyncio.run(story())
