@@ -103,11 +103,11 @@ def test_the_readmes_deployment_serves_a_proved_clip(readme: tuple[httpx.Client,
 
 def test_it_swaps_and_gives_a_canary_its_share_and_is_counted(readme: tuple[httpx.Client, Registry]) -> None:
     client, registry = readme
-    registry.promote("embedded", "2", override="a test", **SAID)
+    registry.promote("embedded", "2", **SAID)
     served(registry, live=DIRECTIONS[2].sha256)
     assert clip(client)["steering"]["sha256"] == DIRECTIONS[2].sha256
     registry.rollback("embedded", **SAID)
-    registry.canary("embedded", "2", 0.5, override="a test", **SAID)
+    registry.canary("embedded", "2", 0.5, **SAID)
     served(registry, live=DIRECTIONS[1].sha256, candidate=DIRECTIONS[2].sha256)
     for job in (f"job-{number}" for number in range(6)):
         assert clip(client, job)["steering"]["sha256"] == DIRECTIONS[1 + takes_candidate(job, 0.5)].sha256
