@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Protocol, cast
 
-from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
@@ -36,7 +36,8 @@ class Replicas(Protocol):
 class Census:
     """How many replicas of each deployment of an application run, asked about once a second in a thread of its own.
 
-    Serve's router knows it at once, but keeps it to itself. `serve.status()` costs 14 ms here and 3 ms in Serve's controller.
+    Serve's router knows it at once, but keeps it to itself. `serve.status()` builds the whole schema anew, default by default,
+    and held the interpreter for a third of every second; the details that it builds it from cost a few milliseconds.
     """
 
     def __init__(self, application: str) -> None:
@@ -51,10 +52,10 @@ class Census:
     def _loop(self) -> None:
         while True:
             try:
-                found = serve.status().applications.get(self._application)
-                deployments = {} if found is None else found.deployments
+                found = _get_global_client().get_serve_details()["applications"].get(self._application, {})
                 self._running = {
-                    name: status.replica_states.get(ReplicaState.RUNNING, 0) for name, status in deployments.items()
+                    name: sum(replica["state"] == ReplicaState.RUNNING for replica in deployment["replicas"])
+                    for name, deployment in found.get("deployments", {}).items()
                 }
             except Exception as error:
                 logger.warning("Serve does not say how many replicas run: %s", error)

@@ -18,7 +18,6 @@ from reins_serve.steering.calls import COND
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.formula import TOLERANCE, deviation, expected
 from reins_serve.steering.hook import rows_at
-from reins_serve.steering.operator import steer
 from reins_serve.steering.plan import RowPlan
 from reins_serve.steering.policy import LIVE, SteeringRow
 
@@ -48,7 +47,7 @@ def _try(direction: Direction, at: int, block: int, hidden: Tensor) -> None:
     rows = rows_at(block, plans, [True, True], hidden.device).get(COND)
     both = hidden.expand(2, -1, -1)
     if rows is not None:
-        both = steer(both, rows.push, token_norm=rows.token_norm, channel_norm=rows.channel_norm).hidden
+        both = rows.steer(both, rows.push).hidden
     for strength, pushed in zip(strengths, both, strict=True):
         tried = f"Tried before it serves, {direction.name} does not steer at block {block} with strength {strength:g}:"
         if not torch.isfinite(pushed).all():

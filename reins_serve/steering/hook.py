@@ -18,7 +18,7 @@ from reins_serve.errors import SteeringUnavailable
 from reins_serve.models.spec import Pipeline, path_of
 from reins_serve.steering.blocks import VideoHook, add_hooks
 from reins_serve.steering.calls import BATCHED, COND, UNCOND, Calls
-from reins_serve.steering.operator import RowPush, steer
+from reins_serve.steering.operator import Pushed, RowPush, steer
 from reins_serve.steering.plan import RowPlan
 
 HOOK_NAME = "reins_steering"
@@ -32,6 +32,12 @@ class Rows(NamedTuple):
     inverse_gap: Tensor
     token_norm: bool
     channel_norm: bool
+    all_rows: bool
+
+    def steer(self, hidden: Tensor, push: RowPush, shards: Any = None) -> Pushed:
+        """Push `hidden` `[R, S, D]` by these rows, or by `push`, which is theirs spread over more."""
+        flags = {"token_norm": self.token_norm, "channel_norm": self.channel_norm, "all_rows": self.all_rows}
+        return steer(hidden, push, **flags, shards=shards)
 
 
 class SteeringState:
@@ -86,7 +92,7 @@ class SteeringHook(VideoHook):
         if copies > 1:
             push = push.spread(copies)
             unsafe_mean, inverse_gap = (t.repeat_interleave(copies) for t in (unsafe_mean, inverse_gap))
-        pushed = steer(hidden, push, token_norm=rows.token_norm, channel_norm=rows.channel_norm, shards=state.shards)
+        pushed = rows.steer(hidden, push, state.shards)
         active = (push.amount != 0).double()
         score = (pushed.projection - unsafe_mean) * inverse_gap
         counted = (
@@ -142,15 +148,20 @@ def rows_at(block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], dev
     vector = torch.stack(vectors).to(device)
     norms = {"token_norm": any(columns["token"]), "channel_norm": any(columns["channel"])}
 
-    def rows(amount: Tensor, times: int) -> Rows:
+    every = all(columns["amount"])
+
+    def rows(amount: Tensor, times: int, all_rows: bool) -> Rows:
         r = {name: column.repeat(times) for name, column in c.items()}
         push = RowPush(
             vector.repeat(times, 1), amount, r["target"], r["setpoint"] > 0, r["token"] > 0, r["channel"] > 0
         )
-        return Rows(push, r["unsafe"], r["gap"], **norms)
+        return Rows(push, r["unsafe"], r["gap"], **norms, all_rows=all_rows)
 
     unconditional = c["amount"] * torch.tensor(both, device=device)
-    layouts = {COND: rows(c["amount"], 1), BATCHED: rows(torch.cat([unconditional, c["amount"]]), 2)}
+    layouts = {
+        COND: rows(c["amount"], 1, every),
+        BATCHED: rows(torch.cat([unconditional, c["amount"]]), 2, every and all(both)),
+    }
     if any(both):
-        layouts[UNCOND] = rows(unconditional, 1)
+        layouts[UNCOND] = rows(unconditional, 1, every and all(both))
     return layouts

@@ -1,8 +1,13 @@
 """The push, as pure functions of tensors: `h' = N(h + a d)`, row by row, in float32, in the input's dtype again at the end.
 
 Nothing here reduces over the batch axis: what happens to one row does not depend on the others.
+
+A block's output is larger than any cache, and every pass over it costs what a copy does. Therefore the tokens are taken in spans
+that fit, and all that is needed is done with one before the next. No norm is taken of pushed states: with d of unit length,
+`|h + a d|^2 = (|h|^2 - (h·d)^2) + (h·d + a)^2`, what lies across d and what lies along it, both known before the push.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 EPSILON = 1e-12
+# Elements of a span. 2 MiB of float32 stay in a processor's cache; on an accelerator, where a kernel's launch is dear, a span
+# only bounds the memory beside the activation.
+SPAN, SPAN_ON_ACCELERATOR = 2**19, 2**26
 
 
 class RowPush(NamedTuple):
@@ -51,12 +59,20 @@ class Pushed(NamedTuple):
     moved: Tensor
 
 
+class _Span(NamedTuple):
+    """Pushed states `[R, s, D]` of some tokens, and of each `[R, s, 3]`: its push, projection before it, movement along d."""
+
+    hidden: Tensor
+    figures: Tensor
+
+
 def steer(
     hidden: Tensor,
     push: RowPush,
     *,
     token_norm: bool,
     channel_norm: bool,
+    all_rows: bool = False,
     shards: "dist.ProcessGroup | None" = None,
 ) -> Pushed:
     """Push every row of `hidden` `[R, S, D]` along its own direction.
@@ -67,38 +83,85 @@ def steer(
 
     Args:
         token_norm, channel_norm: Whether any row follows that rule; False saves the work.
+        all_rows: Whether no row is off, so that none has to be kept as it is.
         shards: The processes that hold the other tokens of the same rows, under context parallelism. The channel rule then
             sums its squares over all of them; the figures beside the hidden states remain those of this shard.
     """
-    h = hidden.float()
-    vector = push.vector[:, :, None]
-    projection = torch.bmm(h, vector)  # [R, S, 1]
+    tokens = _tokens_of_a_span(hidden)
+    scale = _channel_scale(hidden.split(tokens, dim=1), push, shards) if channel_norm else None
+    if tokens == hidden.shape[1]:
+        steered, figures = _span(hidden, push, token_norm, scale, all_rows)
+    else:
+        steered, found = torch.empty_like(hidden), []
+        for before, after in zip(hidden.split(tokens, dim=1), steered.split(tokens, dim=1), strict=True):
+            span = _span(before, push, token_norm, scale, all_rows)
+            after.copy_(span.hidden)
+            found.append(span.figures)
+        figures = torch.cat(found, dim=1)
+    means = figures.mean(dim=1)
+    return Pushed(steered, means[:, 1], means[:, 2], (figures[:, :, 0] != 0).float().mean(dim=1))
+
+
+def _tokens_of_a_span(hidden: Tensor) -> int:
+    """All of them under compilation, which makes one kernel of the passes itself."""
+    rows, tokens, width = hidden.shape
+    if torch.compiler.is_compiling():
+        return tokens
+    elements = SPAN if hidden.device.type == "cpu" else SPAN_ON_ACCELERATOR
+    return min(tokens, max(1, elements // (rows * width)))
+
+
+def _length(push: RowPush, projection: Tensor) -> Tensor:
+    """How far each token `[R, s, 1]` is pushed along d."""
     amount = push.amount[:, None, None]
     deficit = (push.target[:, None, None] - projection).clamp_min(0)
-    length = torch.where(push.setpoint[:, None, None], amount * deficit, amount.expand_as(deficit))
+    return torch.where(push.setpoint[:, None, None], amount * deficit, amount)
+
+
+def _span(hidden: Tensor, push: RowPush, token_norm: bool, channel_scale: Tensor | None, all_rows: bool) -> _Span:
+    """Push some tokens, of which nothing depends on the others but through the channels' scale `[R, 1, D]`."""
+    h, vector = hidden.float(), push.vector[:, :, None]
+    projection = torch.bmm(h, vector)
+    length = _length(push, projection)
     steered = torch.baddbmm(h, length, push.vector[:, None, :])
+    moved_by = length
     if token_norm:
-        scale = h.norm(dim=2, keepdim=True) / steered.norm(dim=2, keepdim=True).clamp_min(EPSILON)
-        steered = torch.where(push.token_norm[:, None, None], steered * scale, steered)
-    if channel_norm:
-        before, after = _channel_norms(h, steered, shards)
-        scale = before / after.clamp_min(EPSILON)
-        steered = torch.where(push.channel_norm[:, None, None], steered * scale, steered)
-    moved_by = torch.bmm(steered, vector) - projection if token_norm or channel_norm else length
-    active = (push.amount != 0)[:, None, None]
-    return Pushed(
-        torch.where(active, steered.to(hidden.dtype), hidden),
-        projection.mean(dim=(1, 2)),
-        torch.where(active, moved_by, 0).mean(dim=(1, 2)),
-        (length != 0).float().mean(dim=(1, 2)),
-    )
+        square = torch.linalg.vector_norm(h, dim=2, keepdim=True).square()
+        along = projection + length
+        scale = _scale(square, square - projection.square(), along.square())
+        scale = torch.where(push.token_norm[:, None, None] & (length != 0), scale, 1)
+        steered *= scale
+        moved_by = along * scale - projection
+    if channel_scale is not None:
+        steered *= channel_scale
+        moved_by = torch.bmm(steered, vector) - projection
+    steered = steered.to(hidden.dtype)
+    if not all_rows:
+        active = (push.amount != 0)[:, None, None]
+        steered = torch.where(active, steered, hidden)
+        moved_by = torch.where(active, moved_by, 0)
+    return _Span(steered, torch.cat([length, projection, moved_by], dim=2))
 
 
-def _channel_norms(before: Tensor, after: Tensor, shards: "dist.ProcessGroup | None") -> tuple[Tensor, Tensor]:
-    """L2 norms `[R, 1, D]` over the tokens of `[R, S, D]`, those of all shards included."""
-    if shards is None:
-        return before.norm(dim=1, keepdim=True), after.norm(dim=1, keepdim=True)
-    squares = torch.stack([before.square().sum(1, keepdim=True), after.square().sum(1, keepdim=True)])
-    dist.all_reduce(squares, group=shards)
-    both = squares.sqrt()
-    return both[0], both[1]
+def _channel_scale(spans: Sequence[Tensor], push: RowPush, shards: "dist.ProcessGroup | None") -> Tensor:
+    """What keeps each channel's norm `[R, 1, D]`; 1 for rows of other rules. Here `d` is the vector of pushes, over the tokens."""
+    rows, width = push.vector.shape
+    sums = push.vector.new_zeros(3, rows, 1, width)  # squares; products with the pushes; squares of the pushes
+    for span in spans:
+        h = span.float()
+        length = _length(push, torch.bmm(h, push.vector[:, :, None]))
+        sums[0] += h.square().sum(dim=1, keepdim=True)
+        sums[1] += torch.bmm(length.mT, h)
+        sums[2] += length.square().sum(dim=1, keepdim=True)
+    if shards is not None:
+        dist.all_reduce(sums, group=shards)
+    squares, products, pushes = sums
+    along = products / pushes.clamp_min(EPSILON**2)
+    across = squares - along.square() * pushes
+    scale = _scale(squares, across, (along + push.vector[:, None]).square() * pushes)
+    return torch.where(push.channel_norm[:, None, None], scale, 1)
+
+
+def _scale(before: Tensor, across: Tensor, along: Tensor) -> Tensor:
+    """The factor that gives back its norm to what was pushed, from squared norms: before, across the push, along it after."""
+    return (before / (across.clamp_min(0) + along).clamp_min(EPSILON**2)).sqrt()

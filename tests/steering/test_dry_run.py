@@ -14,6 +14,7 @@ from reins_serve.errors import DirectionError
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import SteeringMiddleware
 from reins_serve.steering import dry_run as module
+from reins_serve.steering import hook
 from reins_serve.steering.direction import BlockStatistics, Direction, Strength
 from reins_serve.steering.dry_run import dry_run
 from tests import tiny
@@ -117,7 +118,7 @@ class TestSwap:
     ) -> None:
         steering = steer("add")
         before = steering.directions
-        rows_at, push = module.rows_at, module.steer
+        rows_at, push = module.rows_at, hook.steer
 
         def torn(*arguments: Any) -> Any:
             rows = rows_at(*arguments)
@@ -127,7 +128,8 @@ class TestSwap:
         def backwards(hidden: torch.Tensor, rows: Any, **options: Any) -> Any:
             return push(hidden, rows._replace(amount=-rows.amount), **options)
 
-        monkeypatch.setattr(module, *(("rows_at", torn) if fault == "vector" else ("steer", backwards)))
+        where, name, faulty = (module, "rows_at", torn) if fault == "vector" else (hook, "steer", backwards)
+        monkeypatch.setattr(where, name, faulty)
         with pytest.raises(DirectionError, match=r"away from what its file says"):
             steering.swap({"live": changed()})
         assert steering.directions is before

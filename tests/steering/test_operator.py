@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from reins_serve.steering import operator
 from reins_serve.steering.operator import RowPush, steer
 
 R, S, D = 3, 20, 8
@@ -91,3 +92,33 @@ def test_the_output_of_a_non_contiguous_block_is_taken() -> None:
         steer(h, push("add", "none"), token_norm=False, channel_norm=False).hidden,
         steer(hidden(), push("add", "none"), token_norm=False, channel_norm=False).hidden,
     )
+
+
+@pytest.mark.parametrize("operation", ["add", "setpoint"])
+@pytest.mark.parametrize("norm", ["token", "channel", "none"])
+def test_spans_of_tokens_change_nothing(operation: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    h, p = hidden(), push(operation, norm)
+    p.amount[2] = 0
+    flags = {"token_norm": norm == "token", "channel_norm": norm == "channel"}
+    whole = steer(h, p, **flags)
+    monkeypatch.setattr(operator, "SPAN", 6 * R * D + 1)  # the last span is shorter
+    for one, other in zip(whole, steer(h, p, **flags), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["token", "channel"])
+def test_a_push_of_many_times_the_norm_keeps_it_and_one_that_cancels_the_state_stays_finite(norm: str) -> None:
+    h, p = hidden(), push("add", norm, amount=1e3)
+    h[1] = -1e3 * p.vector[1] + 1e-2 * h[1]  # what is left after the push is a hundred-thousandth of what there was
+    found = steer(h, p, token_norm=norm == "token", channel_norm=norm == "channel").hidden
+    dim = 2 if norm == "token" else 1
+    assert found.isfinite().all()
+    assert torch.allclose(found[::2].norm(dim=dim), h[::2].norm(dim=dim), rtol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["token", "channel", "none"])
+def test_where_no_row_is_off_saying_so_changes_nothing(norm: str) -> None:
+    h, p = hidden(), push("add", norm)
+    flags = {"token_norm": norm == "token", "channel_norm": norm == "channel"}
+    for one, other in zip(steer(h, p, **flags), steer(h, p, **flags, all_rows=True), strict=True):
+        assert torch.equal(one, other)
