@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,16 @@ class Client:
         self.retry_after_missing = 0
 
     async def offer(self, seconds: float) -> None:
-        """Create jobs for so long, each at its own time."""
+        """Create jobs at the steady rate for so long."""
+        await self.offer_at(np.arange(0.0, seconds, 1 / self._rate).tolist())
+
+    async def offer_at(self, times: Sequence[float]) -> None:
+        """Create jobs at these seconds from now, each at its own, whatever becomes of the others."""
         began, sent = time.monotonic(), []
-        while (now := time.monotonic() - began) < seconds:
-            while len(sent) < now * self._rate:
-                sent.append(asyncio.create_task(self._create(self.offered)))
-                self.offered += 1
-            await asyncio.sleep(0.5 / self._rate)
+        for at in times:
+            await asyncio.sleep(max(0.0, began + at - time.monotonic()))
+            sent.append(asyncio.create_task(self._create(self.offered)))
+            self.offered += 1
         await asyncio.gather(*sent)
 
     async def _create(self, seed: int) -> None:

@@ -52,7 +52,8 @@ class Census:
     def _loop(self) -> None:
         while True:
             try:
-                found = _get_global_client().get_serve_details()["applications"].get(self._application, {})
+                client = _get_global_client()
+                found = {} if client is None else client.get_serve_details()["applications"].get(self._application, {})
                 self._running = {
                     name: sum(replica["state"] == ReplicaState.RUNNING for replica in deployment["replicas"])
                     for name, deployment in found.get("deployments", {}).items()

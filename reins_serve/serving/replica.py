@@ -35,7 +35,7 @@ from reins_serve.steering.confirm import confirm
 
 UNPROVED_LIMIT = 3
 STARVED_LIMIT = 3
-PROGRESS_INTERVAL_S = 0.2
+PROGRESS_INTERVAL_S = 0.5  # a heartbeat writes it that often; each message costs both processes about a millisecond
 SHEET_FRAMES, SHEET_SIDE = 16, 128
 
 FAILURES: dict[str, str] = {
