@@ -107,7 +107,7 @@ def to_zero(service: Service, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-async def real(arrivals: np.ndarray, batch: int, folder: Path, port: int) -> tuple[dict[str, Any], float]:
+async def real(arrivals: list[float], batch: int, folder: Path, port: int) -> tuple[dict[str, Any], float]:
     """The server under these arrivals: its latencies, and how long its replica took to load."""
     from reins_serve.serving.config import ApplicationConfig
     from reins_serve.serving.local import served
@@ -128,7 +128,7 @@ async def real(arrivals: np.ndarray, batch: int, folder: Path, port: int) -> tup
         await client.offer_at([0.0] * batch)
         await client.idle()
         client.accepted.clear()
-        await client.offer_at(arrivals.tolist())
+        await client.offer_at(arrivals)
         await client.idle()
         outcomes, latencies, _ = await ends(config.database_url, client.accepted)
         await client.close()

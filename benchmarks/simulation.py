@@ -209,9 +209,9 @@ class Simulation:
             yield self._env.timeout(CONTROL_PERIOD_S)
 
 
-def poisson(rate: float, seconds: float, seed: int) -> np.ndarray:
+def poisson(rate: float, seconds: float, seed: int) -> list[float]:
     """Arrival times at a mean rate a second, for so long."""
     rng = np.random.default_rng(seed)
     gaps = rng.exponential(1 / rate, int(rate * seconds * 1.5) + 100)
     times = np.cumsum(gaps)
-    return times[times < seconds]
+    return [float(at) for at in times[times < seconds]]
