@@ -4,6 +4,7 @@ An open loop offers the embedded model several times its capacity through the wh
 replicas, files. The same number of processes, with the same threads and batch size, calls the pipeline in a bare loop, without
 server or steering. Blocks of both take turns on one machine, so that both see the same of what else runs there; the replicas
 of one wait idle while the other works. `throughput_ratio` is the median over the rounds of clips per second, served to bare.
+Served clips come in bursts, a batch each: their rate is the slope of the completed jobs against the time that the table has.
 
 Latency runs from the request to the record's completion; a job is lost if it was accepted and neither completed nor failed.
 """
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +105,6 @@ class Client:
         self.refused[answer.status_code] += 1
         self.retry_after_missing += answer.status_code == 429 and "retry-after" not in answer.headers
 
-    async def completed(self) -> float:
-        """How many clips the server has completed since its database was made."""
-        return await self._metric('reins_generations_total{model="embedded",outcome="completed"}')
-
     async def idle(self) -> None:
         """Wait until no job waits or runs."""
         deadline = time.monotonic() + PATIENCE_S
@@ -126,21 +124,37 @@ class Client:
         await self._http.aclose()
 
 
-async def ends(database: str, ids: list[str]) -> tuple[Counter[str], list[float], list[float]]:
-    """How the accepted jobs ended, their latencies and their waits, in seconds, from the table itself."""
+@dataclass
+class Ends:
+    """How accepted jobs ended, from the table itself; of those that completed: Unix times, seconds, clips of their call."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    completed: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+
+    def rate(self, began: float, ended: float) -> float:
+        """Clips a second between two times."""
+        times = np.sort([at for at in self.completed if began <= at < ended])
+        return float(np.polyfit(times - began, np.arange(len(times)), 1)[0])
+
+
+async def ends(database: str, ids: list[str]) -> Ends:
+    """How the accepted jobs ended."""
     from reins_serve.serving.sql_jobs import SqlJobs
 
-    store = SqlJobs(database)
-    outcomes: Counter[str] = Counter()
-    latencies, waits = [], []
+    store, found = SqlJobs(database), Ends()
     for name in ids:
         job = await store.get(name)
-        outcomes[job.status if job is not None and job.terminal else "lost"] += 1
-        if job is not None and job.status == "completed" and job.completed_at and job.started_at:
-            latencies.append(job.completed_at - job.created_at)
-            waits.append(job.started_at - job.created_at)
+        found.outcomes[job.status if job is not None and job.terminal else "lost"] += 1
+        if job is not None and job.completed_at and job.started_at and job.result is not None:
+            found.completed.append(job.completed_at)
+            found.latencies.append(job.completed_at - job.created_at)
+            found.waits.append(job.started_at - job.created_at)
+            found.batches.append(job.result.batch_size)
     await store.close()
-    return outcomes, latencies, waits
+    return found
 
 
 def memory_mib() -> float:
@@ -183,20 +197,20 @@ async def measure(asked: argparse.Namespace, folder: Path, port: int) -> dict[st
         client = Client(address, asked.overload * clips / seconds, asked.steps)
         await client.offer(5.0)
         await client.idle()
-        before, rounds = memory_mib(), []
+        before, spans = memory_mib(), []
         for _ in range(asked.rounds):
             alone = _together(await asyncio.gather(*(one.run.remote(asked.block) for one in bare)))
             offering = asyncio.create_task(client.offer(asked.block + 4.0))
             await asyncio.sleep(2.0)  # the queue has filled
-            began, done = time.perf_counter(), await client.completed()
+            began = time.time()
             await asyncio.sleep(asked.block)
-            served = await client.completed() - done, time.perf_counter() - began
+            spans.append((alone[0] / alone[1], began, time.time()))
             await offering
             await client.idle()
-            rounds.append({"bare": alone[0] / alone[1], "served": served[0] / served[1]})
         after = memory_mib()
         await client.close()
-        outcomes, latencies, waits = await ends(config.database_url, client.accepted)
+        found = await ends(config.database_url, client.accepted)
+    rounds = [{"bare": bare_rate, "served": found.rate(began, ended)} for bare_rate, began, ended in spans]
     compared = ratio([one["served"] for one in rounds], [one["bare"] for one in rounds])
     return {
         "throughput_ratio": round(compared.median, 3),
@@ -204,14 +218,15 @@ async def measure(asked: argparse.Namespace, folder: Path, port: int) -> dict[st
         "clips_per_s": {kind: round(float(np.median([r[kind] for r in rounds])), 2) for kind in ("bare", "served")},
         "offered": client.offered,
         "accepted": len(client.accepted),
-        "completed": outcomes["completed"],
-        "failed": outcomes["failed"],
-        "lost": outcomes["lost"],
+        "completed": found.outcomes["completed"],
+        "failed": found.outcomes["failed"],
+        "lost": found.outcomes["lost"],
         "rejected_429": client.refused[429],
         "rejected_otherwise": sum(client.refused.values()) - client.refused[429],
         "retry_after_missing": client.retry_after_missing,
-        **_figures("", latencies),
-        **_figures("queue_", waits),
+        **_figures("", found.latencies),
+        **_figures("queue_", found.waits),
+        "mean_batch": round(float(np.mean(found.batches)), 2),
         "rss_growth_mib": round(after - before, 1),
         "rss_mib": round(after, 1),
     }

@@ -130,10 +130,10 @@ async def real(arrivals: list[float], batch: int, folder: Path, port: int) -> tu
         client.accepted.clear()
         await client.offer_at(arrivals)
         await client.idle()
-        outcomes, latencies, _ = await ends(config.database_url, client.accepted)
+        found = await ends(config.database_url, client.accepted)
         await client.close()
-    p50, p90 = np.percentile(latencies, [50, 90])
-    figures = {"p50_s": round(float(p50), 2), "p90_s": round(float(p90), 2), "completed": outcomes["completed"]}
+    p50, p90 = np.percentile(found.latencies, [50, 90])
+    figures = {"p50_s": round(float(p50), 2), "p90_s": round(float(p90), 2), "completed": found.outcomes["completed"]}
     return figures, load_s
 
 
