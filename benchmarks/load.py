@@ -126,13 +126,14 @@ class Client:
 
 @dataclass
 class Ends:
-    """How accepted jobs ended, from the table itself; of those that completed: Unix times, seconds, clips of their call."""
+    """How accepted jobs ended, by the table; of the completed ones Unix times, seconds, and the clips and seconds of their call."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     completed: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+    calls: list[float] = field(default_factory=list)
 
     def rate(self, began: float, ended: float) -> float:
         """Clips a second between two times."""
@@ -153,6 +154,7 @@ async def ends(database: str, ids: list[str]) -> Ends:
             found.latencies.append(job.completed_at - job.created_at)
             found.waits.append(job.started_at - job.created_at)
             found.batches.append(job.result.batch_size)
+            found.calls.append(job.result.inference_time_s)
     await store.close()
     return found
 
@@ -183,7 +185,7 @@ async def measure(asked: argparse.Namespace, folder: Path, port: int) -> dict[st
                     "torch_threads": asked.threads,
                     "max_batch_size": asked.batch,
                     "max_batch_wait_ms": 20,
-                    "max_queued": asked.queued,
+                    "max_queued": asked.queued or 3 * asked.batch * asked.replicas,
                 }
             ],
             "output_dir": str(folder / "clips"),
@@ -226,6 +228,11 @@ async def measure(asked: argparse.Namespace, folder: Path, port: int) -> dict[st
         "retry_after_missing": client.retry_after_missing,
         **_figures("", found.latencies),
         **_figures("queue_", found.waits),
+        # Of one pipeline call: how much of the difference lies in the call itself, and how much between two calls.
+        "call_s": {
+            "bare": round(asked.batch * asked.replicas / float(np.median([r["bare"] for r in rounds])), 3),
+            "served": round(float(np.median(found.calls)), 3),
+        },
         "mean_batch": round(float(np.mean(found.batches)), 2),
         "rss_growth_mib": round(after - before, 1),
         "rss_mib": round(after, 1),
@@ -249,7 +256,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="most clips of one pipeline call")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a clip")
     parser.add_argument("--gateways", type=int, default=1)
-    parser.add_argument("--queued", type=int, default=64, help="jobs that may wait before a 429")
+    parser.add_argument(
+        "--queued", type=int, help="jobs that may wait before a 429; three batches a replica if not given"
+    )
     parser.add_argument("--overload", type=float, default=3.0, help="offered load in multiples of the bare loop's rate")
     parser.add_argument("--rounds", type=int, default=5, help="how often the two take turns")
     parser.add_argument("--block", type=float, default=30.0, help="seconds of each block")
