@@ -165,8 +165,9 @@ def spread(values: list[float]) -> str:
     return f"{np.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def compare(folder: Path, clips: int, repeats: int) -> None:
+def compare(folder: Path, clips: int, repeats: int) -> dict[str, Any]:
     """The one pass against the others on all clips."""
+    figures: dict[str, Any] = {}
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for repeat in range(repeats):
         for way in WAYS:
@@ -179,27 +180,41 @@ def compare(folder: Path, clips: int, repeats: int) -> None:
     for key, name in (("seconds", "clock"), ("cpu", "processors")):
         ratios = [b[key] / a[key] for a, b in zip(runs["read"], runs["reins"], strict=True)]
         print(f"  / reading             {spread(ratios)} by {name} (aim: at most 2)")
+        figures[f"to_reading_{key}"] = [round(value, 3) for value in sorted(ratios)]
     solve, eigen = float(np.median([r["step"] for r in runs["reins"]])), runs["textbook"][0]
     print(f"(c) D x D eigenvectors  {eigen['step']:.2f} s after the same pass, {eigen['seconds']:.2f} s in all; "
           f"peak RSS {eigen['rss']:.0f} MiB")  # fmt: skip
     print(f"  / reins               {eigen['step'] / solve:,.0f} x its last step ({1e3 * solve:.2f} ms; aim: at least 20), "
           f"{eigen['seconds'] / np.median(seconds['reins']):.1f} x in all, reading included")  # fmt: skip
     part = min(SUBSET, clips)
+    figures |= {
+        "seconds": round(float(np.median(seconds["reins"])), 2),
+        "peak_rss_mib": round(max(r["rss"] for r in runs["reins"])),
+        "eigen_step_to_last_step": round(eigen["step"] / solve),
+        "eigen_whole_to_whole": round(eigen["seconds"] / float(np.median(seconds["reins"])), 1),
+    }
     share = np.median(seconds["reins"]) * part / (clips * len(BLOCKS))
     for way, name in (("pca", "IncrementalPCA"), ("lda", "LDA")):
         found = runs[way][0]["step"]
         print(f"(b) scikit-learn {name}: {found:.2f} s for {part:,} clips of one block in memory, {found / share:.0f} x the share "
               "of reins' pass, reading included")  # fmt: skip
+        figures[f"{name}_to_share"] = round(found / share, 1)
     print("    (IncrementalPCA grows with N as the pass does; most of LDA's time at this size is D x D and does not.)")
+    return figures
 
 
-def growth(name: str, folders: list[tuple[int, Path]], clips: list[int], values: list[int], repeats: int) -> None:
+def growth(
+    name: str, folders: list[tuple[int, Path]], clips: list[int], values: list[int], repeats: int
+) -> list[dict[str, float]]:
     """Time of the pass for each size, whole and per value: linear growth is a constant time per value."""
+    found = []
     for number, (size, folder) in enumerate(folders):
         runs = [run("reins", folder, clips[number]) for _ in range(repeats)]
         clock, cpu = (float(np.median([r[key] for r in runs])) for key in ("seconds", "cpu"))
         print(f"  {name} = {size:,}: {clock:.2f} s, {cpu:.2f} s of processors: {1e9 * clock / values[number]:.1f} and "
               f"{1e9 * cpu / values[number]:.1f} ns a value")  # fmt: skip
+        found.append({name: size, "seconds": round(clock, 2), "ns_per_value": round(1e9 * clock / values[number], 2)})
+    return found
 
 
 def main() -> None:
@@ -208,8 +223,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="4,000 clips of width 256")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clips", type=int, default=100_000)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     clips, widths = (4_000, (64, 128, 256)) if arguments.quick else (arguments.clips, (768, 1536, 3072))
+    figures: dict[str, Any] = {"machine": describe(), "clips": clips, "blocks": len(BLOCKS), "width": widths[-1]}
     print(json.dumps(describe(), ensure_ascii=False))
     with tempfile.TemporaryDirectory(prefix="reins-fit-") as temporary:
         root = Path(temporary)
@@ -218,15 +235,20 @@ def main() -> None:
         size = sum(path.stat().st_size for path in root.rglob("*.parquet")) / 1e9
         print(f"{clips:,} clips, {len(BLOCKS)} blocks, width {widths[-1]}, float16: {size:.2f} GB, written in "
               f"{time.perf_counter() - start:.0f} s")  # fmt: skip
-        compare(root / "all", clips, arguments.repeats)
+        figures |= compare(root / "all", clips, arguments.repeats)
         values = len(BLOCKS) * widths[-1]
         sizes = [clips // 4, clips // 2, clips]
         print(f"growth with N at D = {widths[-1]:,}, and with D at N = {sizes[0]:,}:")
-        growth("N", [(n, root / "all") for n in sizes], sizes, [n * values for n in sizes], arguments.repeats)
+        by_n = growth("N", [(n, root / "all") for n in sizes], sizes, [n * values for n in sizes], arguments.repeats)
         for width in widths[:-1]:
             apart(write, root / str(width), sizes[0], width)
         folders = [(width, root / str(width)) for width in widths[:-1]] + [(widths[-1], root / "all")]
-        growth("D", folders, sizes[:1] * 3, [sizes[0] * len(BLOCKS) * width for width in widths], arguments.repeats)
+        by_d = growth(
+            "D", folders, sizes[:1] * 3, [sizes[0] * len(BLOCKS) * width for width in widths], arguments.repeats
+        )
+    figures["growth"] = {"clips": by_n, "width": by_d}
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

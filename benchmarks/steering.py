@@ -1,18 +1,23 @@
 """What steering costs, side by side with pipelines that were never touched: `python -m benchmarks.steering --json steering.json`.
 
-1. The embedded model, whole calls: bare, bare again (another copy: how far two equal series differ), attached and off, and
-   each operation in its window.
+1. The embedded model, whole calls: bare, bare again (another copy: how far two equal series differ), attached and off, each
+   operation and norm rule in its window, and the set-point at every step. Host synchronisations are counted for both: values that
+   are read back from the device, of which steering must add none inside the loop.
 2. One block of Wan 2.1 1.3B's width with random weights, at thousands of tokens, with the push alone in a plain hook: one that
    returns its input (bare), each norm rule, the set-point, and `h + a v` as one writes it at first, out of place, in float32.
 3. The push alone against a copy of the same bytes: how near it is to what memory allows.
+4. Peak memory of that block's call, each way in a process of its own, in activations more than the bare one.
 
 An aim is met only if the 95 % bootstrap interval of the paired median ratio lies within it.
 """
 
 import argparse
 import json
+import multiprocessing
+import resource
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.machine import describe
 from benchmarks.paired import Ratio, Times, interleave, ratio
@@ -27,6 +33,7 @@ from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import generate, request
 from reins_serve.models.loading import load
 from reins_serve.plugin import attach
+from reins_serve.steering.direction import Direction, Window
 from reins_serve.steering.operator import RowPush, steer
 from reins_serve.steering.policy import SteeringRow
 
@@ -35,12 +42,41 @@ WIDTH, HEADS, FEED_FORWARD = 1536, 12, 8960  # Wan 2.1 1.3B
 NORMS = ("none", "token", "channel")
 
 
-def embedded(rounds: int, batch: int) -> tuple[dict[str, Times], bool]:
-    """Times of whole calls of the embedded model, and whether being attached changes no bit."""
+class Syncs(TorchDispatchMode):
+    """Counts the operations that read a value back from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def syncs(call: Callable[[], object]) -> int:
+    """How many values a call reads back."""
+    with Syncs() as mode:
+        call()
+    return mode.count
+
+
+def varied(direction: Direction, **changes: Any) -> Direction:
+    """The direction with other words in its file."""
+    return Direction.create(direction.meta.model_copy(update=changes), direction.vectors)
+
+
+def embedded(rounds: int, batch: int) -> tuple[dict[str, Times], bool, dict[str, int]]:
+    """Times of whole calls of the embedded model, whether being attached changes no bit, and host synchronisations."""
     clips = [request(EMBEDDED, "a red square moving left at sea", seed) for seed in range(batch)]
     bare, again = load(EMBEDDED), load(EMBEDDED)
-    files = {"live": "directions/embedded/setpoint.safetensors", "add": "directions/embedded/add.safetensors"}
-    steering = attach(load(EMBEDDED), model="embedded", directions=files)
+    setpoint, add = (Direction.load(f"directions/embedded/{name}.safetensors") for name in ("setpoint", "add"))
+    directions = {
+        "live": setpoint,
+        "setpoint, all steps": varied(setpoint, window=Window(start=0.0, end=1.0)),
+        **{f"add, {norm}": varied(add, norm=norm, branches="both") for norm in NORMS},
+    }
+    steering = attach(load(EMBEDDED), model="embedded", directions=directions)
 
     def steered(of: str | None) -> np.ndarray:
         amount = 0.0 if of is None else steering.directions[of].serving_strength
@@ -52,10 +88,11 @@ def embedded(rounds: int, batch: int) -> tuple[dict[str, Times], bool]:
         "bare": lambda: generate(bare, EMBEDDED, clips),
         "bare again": lambda: generate(again, EMBEDDED, clips),
         "idle": lambda: steered(None),
-        "setpoint": lambda: steered("live"),
-        "add": lambda: steered("add"),
+        "setpoint": partial(steered, "live"),
+        **{name: partial(steered, name) for name in directions if name != "live"},
     }
-    return interleave(series, rounds), same
+    read_back = {name: syncs(series[name]) for name in ("bare", "idle", "setpoint")}
+    return interleave(series, rounds), same, read_back
 
 
 def vector() -> torch.Tensor:
@@ -68,11 +105,11 @@ def pusher(norm: str, setpoint: bool = False) -> Callable[[torch.Tensor], torch.
     token, channel = norm == "token", norm == "channel"
     flags = (torch.tensor([flag]) for flag in (setpoint, token, channel))
     push = RowPush(vector()[None], torch.tensor([2.0]), torch.tensor([1.0]), *flags)
-    return lambda hidden: steer(hidden, push, token_norm=token, channel_norm=channel).hidden
+    return lambda hidden: steer(hidden, push, token_norm=token, channel_norm=channel, all_rows=True).hidden
 
 
-def stack(rounds: int, tokens: int) -> dict[str, Times]:
-    """Times of one block of full width in one call of the denoiser; the hooks sit where ours does."""
+def block(tokens: int) -> dict[str, Callable[[], None]]:
+    """Calls of a denoiser of one block of full width, by what its hook does; the hooks sit where ours does."""
     torch.manual_seed(0)
     side = int(tokens**0.5)
     denoiser = WanTransformer3DModel(
@@ -94,7 +131,26 @@ def stack(rounds: int, tokens: int) -> dict[str, Times]:
         finally:
             handle.remove()
 
-    return interleave({name: partial(call, hook) for name, hook in hooks.items()}, rounds)
+    return {name: partial(call, hook) for name, hook in hooks.items()}
+
+
+def peak(tokens: int, name: str, threads: int) -> int:
+    """Peak memory of this process after two calls, in bytes."""
+    torch.set_num_threads(threads)
+    call = block(tokens)[name]
+    call()
+    call()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def peaks(tokens: int) -> dict[str, float]:
+    """Peak memory beyond the bare call's, in activations of the block, by what the hook does."""
+    found = {}
+    for name in ("bare", *(f"add, {norm}" for norm in NORMS), "setpoint", "naive"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found[name] = pool.submit(peak, tokens, name, torch.get_num_threads()).result()
+    activation = 4 * tokens * WIDTH
+    return {name: round((value - found["bare"]) / activation, 2) for name, value in found.items() if name != "bare"}
 
 
 def bandwidth(tokens: int, rounds: int) -> dict[str, float]:
@@ -115,7 +171,7 @@ def compared(times: Mapping[str, Times]) -> dict[str, Ratio]:
 def main() -> None:
     """Print and write every figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40, help="of the embedded model")
+    parser.add_argument("--rounds", type=int, default=24, help="of the embedded model")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--stack-rounds", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=8192)
@@ -124,9 +180,9 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     began = time.perf_counter()
-    whole, same = embedded(asked.rounds, asked.batch)
+    whole, same, read_back = embedded(asked.rounds, asked.batch)
     on_embedded = compared(whole)
-    on_stack = compared(stack(asked.stack_rounds, asked.tokens))
+    on_stack = compared(interleave(block(asked.tokens), asked.stack_rounds))
     floor = bandwidth(asked.tokens, 20)
     idle = on_embedded["idle"]
     resolved = "met" if abs(idle.low - 1) <= IDLE and abs(idle.high - 1) <= IDLE else "not resolved"
@@ -142,6 +198,8 @@ def main() -> None:
         },
         "naive_ratio": on_stack["naive"].as_json(),
         "operator_bandwidth_of_copy": floor,
+        "host_syncs": read_back,
+        "peak_activations_more": peaks(asked.tokens),
         "embedded": {name: found.as_json() for name, found in on_embedded.items()},
         "a_a_block_stack": on_stack["bare again"].as_json(),
         "seconds": round(time.perf_counter() - began),
