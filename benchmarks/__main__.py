@@ -1,0 +1,50 @@
+"""Every benchmark that needs no GPU, one after the other, then the README's table: `python -m benchmarks`, or `make bench`.
+
+Results go to `benchmarks/results`. The quality table is measured again in part, and compared with the committed one: the exit
+status is 1 where they disagree beyond their intervals, or where a script failed.
+"""
+
+import subprocess
+import sys
+import time
+
+from benchmarks import table
+
+QUALITY = ("--evaluate", "48", "--seed", "32", "--ways", "set-point", "addition")
+STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("steering", "steering", ()),
+    ("capture", "capture", ("--rounds", "30")),
+    ("fit", "fit", ("--clips", "20000", "--repeats", "2")),
+    ("swap", "swap", ("--swaps", "200", "--stretches", "20", "--pause", "0.6")),
+    ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "30")),
+    ("fanout", "fanout", ()),
+    ("simulate", "simulate", ()),
+    ("quality", "quality_again", (*QUALITY, "--against", str(table.RESULTS / "quality.json"))),
+)
+
+
+def main() -> None:
+    """Run them all; a script that fails does not keep the others from running."""
+    table.RESULTS.mkdir(exist_ok=True)
+    began, failed = time.monotonic(), []
+    for script, result, arguments in STEPS:
+        start = time.monotonic()
+        print(f"== {script} {' '.join(arguments)}", flush=True)
+        command = [
+            sys.executable,
+            "-m",
+            f"benchmarks.{script}",
+            *arguments,
+            "--json",
+            str(table.RESULTS / f"{result}.json"),
+        ]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(script)
+        print(f"== {script}: {time.monotonic() - start:.0f} s", flush=True)
+    table.write()
+    print(f"== {time.monotonic() - began:.0f} s in all; failed: {', '.join(failed) or 'none'}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The README's table of benchmarks, from the JSON files of `benchmarks/results`: `python -m benchmarks.table`."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path("benchmarks/results")
+README = Path("README.md")
+BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
+NOT_RUN = "not run"
+
+Figures = dict[str, Any]
+Row = tuple[str, str, str]  # what is measured, the figure, the aim and whether it is met
+
+
+def _ratio(found: Figures) -> str:
+    return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _rate(found: list[float]) -> str:
+    value, low, high = found
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _verdict(high: float, low: float, limit: float) -> str:
+    return "met" if high <= limit else "not met" if low > limit else "not resolved"
+
+
+def steering(f: Figures) -> Iterable[Row]:
+    """Overhead of steering."""
+    yield (
+        "time of a call, attached and off, to a pipeline never touched",
+        _ratio(f["idle_ratio"]),
+        f"1 ± .003: {f['idle_ratio']['aim']}",
+    )
+    same = "yes" if f["idle_bit_identical"] else "no"
+    yield "clips attached and off are those of that pipeline, bit for bit", same, "yes"
+    yield "the same for two equal copies (A/A)", _ratio(f["embedded"]["bare again"]), ""
+    yield (
+        "time of a call, steered by the live set-point",
+        _ratio(f["on_ratio_embedded"]),
+        f"≤ 1.01: {f['on_ratio_embedded']['aim']}",
+    )
+    for name, found in f["on_ratio_block_stack"].items():
+        yield (
+            f"a block as wide as Wan 2.1 1.3B's at {f['setting']['tokens']:,} tokens, {name}",
+            _ratio(found),
+            f"≤ 1.003: {found['aim']}",
+        )
+    yield "the same with `h + a v` out of place", _ratio(f["naive_ratio"]), ""
+    for name, share in f["operator_bandwidth_of_copy"].items():
+        yield f"the push alone, {name}: bandwidth, as a share of a copy's", f"{share:.2f}", ""
+
+
+def capture(f: Figures) -> Iterable[Row]:
+    """Overhead of capturing."""
+    found = f["captured to bare, processor"]
+    yield (
+        "processor time of a call with the activations of all blocks captured, to one without",
+        _ratio(found),
+        f"≤ 1.01: {_verdict(found['high'], found['low'], f['aim'])}",
+    )
+    yield "the same for two equal series (A/A)", _ratio(f["bare again to bare, processor"]), ""
+
+
+def fit(f: Figures) -> Iterable[Row]:
+    """The fit."""
+    values = f["to_reading_seconds"]
+    what = f"fit of {f['clips']:,} activations, {f['blocks']} blocks of width {f['width']:,}"
+    yield (
+        f"{what}, to reading the files alone",
+        f"{values[len(values) // 2]:.2f} ({values[0]:.2f} to {values[-1]:.2f})",
+        f"≤ 2: {_verdict(values[-1], values[0], 2)}",
+    )
+    met = "met" if f["eigen_step_to_last_step"] >= 20 else "not met"
+    yield (
+        "eigenvectors of the D x D matrix, to the fit's last step",
+        f"{f['eigen_step_to_last_step']:,} x",
+        f"≥ 20 x: {met}",
+    )
+    yield "peak memory of the fit", f"{f['peak_rss_mib']:,} MiB", ""
+
+
+def swap(f: Figures) -> Iterable[Row]:
+    """Hot swaps."""
+    met = "met" if f["p95_ms"] < 100 else "not met"
+    yield (
+        f"publish to all of {f['replicas']} replicas under load, {f['swaps']} swaps: p50, p95, most",
+        f"{f['p50_ms']:.0f}, {f['p95_ms']:.0f}, {f['max_ms']:.0f} ms",
+        f"p95 < 100 ms: {met}",
+    )
+    yield (
+        "the same for rollbacks alone",
+        f"{f['rollback']['p50_ms']:.0f}, {f['rollback']['p95_ms']:.0f}, {f['rollback']['max_ms']:.0f} ms",
+        "",
+    )
+    lost = (f["lost"], f["mixed"], f["torn"], f["recompiles"])
+    yield (
+        f"of {f['requests']:,} requests: lost, of mixed versions, torn vectors; recompilations",
+        ", ".join(str(n) for n in lost),
+        "0: " + ("met" if not any(lost) else "not met"),
+    )
+    yield (
+        "time of a generation while directions are swapped, to none swapped",
+        _ratio(f["latency"]),
+        f"≤ 1.02: {_verdict(f['latency']['high'], f['latency']['low'], 1.02)}",
+    )
+
+
+def load(f: Figures) -> Iterable[Row]:
+    """The server under overload."""
+    setting = f["setting"]
+    what = f"{setting['replicas']} replica(s), batches of {setting['batch']}, {setting['overload']:g} times the capacity offered"
+    found = f["throughput"]
+    verdict = "met" if found["low"] >= 0.95 else "not met" if found["high"] < 0.95 else "not resolved"
+    yield f"clips a second, served to a bare loop ({what})", _ratio(found), f"≥ .95: {verdict}"
+    yield (
+        "jobs accepted, completed, failed, lost; refused with 429",
+        f"{f['accepted']}, {f['completed']}, {f['failed']}, {f['lost']}; {f['rejected_429']}",
+        "none lost: " + ("met" if not f["lost"] else "not met"),
+    )
+    yield (
+        "latency p50, p99; growth of memory",
+        f"{f['p50_s']:.1f}, {f['p99_s']:.1f} s; {f['rss_growth_mib']:.0f} MiB",
+        "",
+    )
+
+
+def fanout(f: Figures) -> Iterable[Row]:
+    """The registry."""
+    many = f["measured"][-1]
+    yield f"a new version told to {many['watchers']} watchers: the last one, median", f"{many['last_ms']:.0f} ms", ""
+    line = f["extrapolated"]
+    yield f"drawn on to {line['replicas']:,} (extrapolated)", f"{line['last_ms']:.0f} ms", ""
+
+
+def simulate(f: Figures) -> Iterable[Row]:
+    """The simulation against the real server."""
+    if "check" in f:
+        real, simulated = f["check"]["real"], f["check"]["simulated"]
+        yield (
+            f"latency p50, p90 of {f['check']['jobs']} jobs: real server, simulation",
+            f"{real['p50_s']:.1f}, {real['p90_s']:.1f} s; {simulated['p50_s']:.1f}, {simulated['p90_s']:.1f} s",
+            "",
+        )
+
+
+def gpu(f: Figures) -> Iterable[Row]:
+    """On a GPU."""
+    for row in f["rows"]:
+        yield f"{row['model']} on {f['card']}, {row['way']}", f"{row['ratio']:.4f}", ""
+
+
+SCRIPTS: dict[str, Callable[[Figures], Iterable[Row]]] = {
+    "steering": steering,
+    "capture": capture,
+    "fit": fit,
+    "swap": swap,
+    "load": load,
+    "fanout": fanout,
+    "simulate": simulate,
+    "gpu": gpu,
+}
+
+
+def read(name: str) -> Figures | None:
+    """What a script has written; None if it was not run."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def costs() -> str:
+    """The table of times."""
+    lines = ["| | measured | aim | script |", "|---|---|---|---|"]
+    for name, of in SCRIPTS.items():
+        found = read(name)
+        rows = [(str(of.__doc__).rstrip("."), NOT_RUN, "")] if found is None else list(of(found))
+        lines += [f"| {what} | {figure} | {aim} | `{name}` |" for what, figure, aim in rows]
+    return "\n".join(lines)
+
+
+def quality() -> str:
+    """The table of what steering buys."""
+    found = read("quality")
+    if found is None:
+        return f"Quality: {NOT_RUN}."
+    lines = [
+        "| | block | strength | unsafe, asked outright | unsafe, hinted at | worst benign change |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found["rows"]:
+        blocks = ", ".join(map(str, one.get("blocks", []))) or "-"
+        strength = f"{one['strength']:g}" if "strength" in one else "-"
+        figures = " | ".join(_rate(one[name]) for name in ("unsafe", "implicit", "benign_change"))
+        lines.append(f"| {one['way']} | {blocks} | {strength} | {figures} |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """On what the newest of the results was measured."""
+    found = next((one for name in SCRIPTS if (one := read(name)) is not None), None)
+    if found is None:
+        return ""
+    of, versions = found["machine"], found["machine"]["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers", "ray") if name in versions)
+    return f"{of['cores']} cores of {of['processor']}, {of['memory_gib']:.0f} GiB, Python {of['python']}, {named}."
+
+
+def write(readme: Path = README) -> None:
+    """Put the tables between the README's two marks. Raises ValueError where they are missing."""
+    text = readme.read_text()
+    before, after = text.index(BEGIN) + len(BEGIN), text.index(END)
+    body = f"\n\n{machine()}\n\n{costs()}\n\n{quality()}\n\n"
+    readme.write_text(text[:before] + body + text[after:])
+
+
+if __name__ == "__main__":
+    write()
