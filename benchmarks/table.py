@@ -148,8 +148,9 @@ def simulate(f: Figures) -> Iterable[Row]:
 
 def gpu(f: Figures) -> Iterable[Row]:
     """On a GPU."""
-    for row in f["rows"]:
-        yield f"{row['model']} on {f['card']}, {row['way']}", f"{row['ratio']:.4f}", ""
+    for one in f["rows"]:
+        value = str(one["value"]) if "value" in one else _ratio(one)
+        yield f"{one['model']} on {f['card']}: {one['way']}", value, ""
 
 
 SCRIPTS: dict[str, Callable[[Figures], Iterable[Row]]] = {
