@@ -13,8 +13,8 @@ from pathlib import Path
 
 from reins_serve.models import catalog
 from reins_serve.models.spec import Pipeline, path_of
+from reins_serve.rollout.address import SCHEME
 from reins_serve.rollout.signatures import Trust, load_signed
-from reins_serve.rollout.source import SCHEME
 from reins_serve.rollout.watcher import Watcher
 from reins_serve.steering.blocks import remove_hooks
 from reins_serve.steering.direction import Direction

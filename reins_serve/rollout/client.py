@@ -8,12 +8,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from reins_serve.errors import RegistryUnavailable, ReinsError
+from reins_serve.rollout.address import NAMESPACE, absolute
 from reins_serve.rollout.audit import Event
 from reins_serve.rollout.pointer import Pointer
 from reins_serve.rollout.registry import HOLD_S, DirectionRegistry
 from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.snapshot import Report, Snapshot
-from reins_serve.rollout.source import NAMESPACE, absolute
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.rollout.versions import Version
 from reins_serve.steering.direction import Direction

@@ -17,10 +17,11 @@ from types import MappingProxyType
 from typing import Protocol
 
 from reins_serve.errors import DirectionError, RegistryUnavailable, ReinsError, SteeringUnavailable
+from reins_serve.rollout.address import StoreAddress
 from reins_serve.rollout.meters import Meters
 from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.snapshot import Report, Snapshot
-from reins_serve.rollout.source import Source, StoreAddress
+from reins_serve.rollout.source import Source
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.outcomes import Outcomes
 from reins_serve.steering.policy import CANDIDATE, LIVE

@@ -20,8 +20,8 @@ from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.options import LoadingOptions
 from reins_serve.models.spec import SPECS, DenoiserSpec
 from reins_serve.provenance import Private
+from reins_serve.rollout.address import SCHEME, absolute
 from reins_serve.rollout.signatures import read_key
-from reins_serve.rollout.source import SCHEME, absolute
 from reins_serve.serving.jobs import RETENTION_S
 from reins_serve.steering.policy import CANDIDATE, LIVE, SteeringPolicy
 

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from reins_serve.rollout.address import absolute
 from reins_serve.rollout.overview import overview
 from reins_serve.rollout.pointer import Pointer
-from reins_serve.rollout.source import absolute
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.rollout.versions import Version
 from reins_serve.serving.http_errors import RequestError

@@ -10,9 +10,10 @@ from reins_serve.errors import ReinsError, SteeringUnavailable
 from reins_serve.models.generation import generate, request
 from reins_serve.plugin import SteeringMiddleware, attach
 from reins_serve.rollout import watcher as watcher_module
+from reins_serve.rollout.address import StoreAddress
 from reins_serve.rollout.files.local import LocalFiles
 from reins_serve.rollout.snapshot import Snapshot, Staged
-from reins_serve.rollout.source import Source, StoreAddress
+from reins_serve.rollout.source import Source
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringPolicy
