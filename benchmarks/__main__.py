@@ -15,7 +15,7 @@ STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("steering", "steering", ()),
     ("capture", "capture", ("--rounds", "30")),
     ("fit", "fit", ("--clips", "20000", "--repeats", "2")),
-    ("swap", "swap", ("--swaps", "200", "--stretches", "20", "--pause", "0.6")),
+    ("swap", "swap", ("--swaps", "80", "--stretches", "8")),
     ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "30")),
     ("fanout", "fanout", ()),
     ("simulate", "simulate", ()),

@@ -25,14 +25,16 @@ TOKENS = 8
 LOST = 0.9  # share of a push that rounding may take: in bfloat16 it takes 0.8 of one of 0.1 % of a token's norm, 0.16 of one of 1 %
 
 
-def dry_run(direction: Direction, pipeline: Pipeline) -> None:
+def dry_run(direction: Direction, pipeline: Pipeline, place: tuple[torch.device, torch.dtype] | None = None) -> None:
     """Push random hidden states at each of a direction's blocks, with its serving and its greatest strength.
+
+    Args:
+        place: Device and dtype of the hidden states; None: those of the pipeline, which takes milliseconds to find out.
 
     Raises:
         DirectionError: the result is not finite, is not what the formula predicts, or hardly nearer to that than without a push.
     """
-    device = pipeline._execution_device
-    dtype = next(iter(denoisers_of(pipeline).values())).dtype
+    device, dtype = place or (pipeline._execution_device, next(iter(denoisers_of(pipeline).values())).dtype)
     with _aside(device):
         for at, block in enumerate(direction.blocks):
             _try(

@@ -96,6 +96,13 @@ class Generation:
         return [plan.direction for plan in self._plans]
 
     @property
+    def _device(self) -> torch.device:
+        """Where hidden states were pushed last; a hook that finds them elsewhere moves what it needs."""
+        place = self._hooked.state.place
+        device: torch.device = place[0] if place is not None else self._hooked.pipeline._execution_device
+        return device
+
+    @property
     def step(self) -> int:
         """The denoising step that is running, from 0."""
         return self._clock.step
@@ -114,7 +121,7 @@ class Generation:
     def _begin(self) -> None:
         hooked, state = self._hooked, self._hooked.state
         hooked.threads.add(threading.get_ident())
-        state.tally = torch.zeros(len(self._plans), 4, dtype=torch.float64, device=hooked.pipeline._execution_device)
+        state.tally = torch.zeros(len(self._plans), 4, dtype=torch.float64, device=self._device)
         state.cached = is_cached(hooked.pipeline)
         state.shards = shards_of(hooked.pipeline)
         for calls in hooked.calls.values():
@@ -171,9 +178,8 @@ class Generation:
         if opened == self._open:
             return
         self._open = opened
-        device = self._hooked.pipeline._execution_device
         for hook in self._hooked.hooks:
-            hook.rows = rows_at(hook.block, self._plans, opened, device) if any(opened) else {}
+            hook.rows = rows_at(hook.block, self._plans, opened, self._device) if any(opened) else {}
         if self._hooked.state.cached:  # what was computed with other rows must not be used again
             reset_caches(self._hooked.pipeline)
 

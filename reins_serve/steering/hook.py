@@ -39,6 +39,13 @@ class Rows(NamedTuple):
         flags = {"token_norm": self.token_norm, "channel_norm": self.channel_norm, "all_rows": self.all_rows}
         return steer(hidden, push, **flags, shards=shards)
 
+    def to(self, device: torch.device) -> "Rows":
+        """The same on another device."""
+        push = RowPush(*(column.to(device) for column in self.push))
+        return self._replace(
+            push=push, unsafe_mean=self.unsafe_mean.to(device), inverse_gap=self.inverse_gap.to(device)
+        )
+
 
 class SteeringState:
     """What the hooks of one pipeline share while a generation is open.
@@ -48,9 +55,12 @@ class SteeringState:
             no generation is open.
         cached: Whether a step cache may answer for a block; then hooks note what each call of theirs was computed with.
         shards: The processes that share the tokens under context parallelism.
+        place: Device and dtype of the hidden states that were pushed last. To ask diffusers where a pipeline runs takes
+            milliseconds, more with every module, and three times in a generation that was most of what steering cost.
     """
 
     def __init__(self) -> None:
+        self.place: tuple[torch.device, torch.dtype] | None = None
         self.tally: Tensor | None = None
         self.cached = False
         self.shards: Any = None
@@ -84,6 +94,11 @@ class SteeringHook(VideoHook):
         hidden = self.video(output)
         kind, copies = self.calls.layout(hidden.shape[0])
         rows = self.rows.get(kind)
+        if rows is not None and state.place != (hidden.device, hidden.dtype):
+            state.place = (hidden.device, hidden.dtype)
+        if rows is not None and rows.push.vector.device != hidden.device:  # the pipeline has moved
+            self.rows = {name: one.to(hidden.device) for name, one in self.rows.items()}
+            rows = self.rows[kind]
         if state.cached:
             self.computed[self.calls.name] = rows
         if rows is None:
@@ -99,6 +114,8 @@ class SteeringHook(VideoHook):
             torch.stack([torch.ones_like(active), pushed.displacement, score, pushed.moved], dim=1) * active[:, None]
         )
         prompts, columns = state.tally.shape
+        if state.tally.device != hidden.device:
+            state.tally = state.tally.to(hidden.device)
         state.tally += counted.reshape(-1, prompts, copies, columns).mean(2).sum(0)
         return self.replaced(output, pushed.hidden)
 

@@ -115,7 +115,7 @@ class SteeringMiddleware:
         for direction in directions.values():
             check_fit(direction, self.pipeline, self.base)
             if self._armed and direction.sha256 not in known:  # before that, the start-up proof is to come
-                dry_run(direction, self.pipeline)
+                dry_run(direction, self.pipeline, self.hooked.state.place)
         check_policy(self.policy, directions)
         if self._armed and (missing := self._unhooked(directions)):
             self._require_plain(missing)

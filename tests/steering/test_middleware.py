@@ -339,3 +339,15 @@ def test_memory_is_flat_over_a_hundred_generations(steer: Steer) -> None:
     assert tensors() == before
     slope = np.polyfit(range(100), resident, 1)[0]
     assert slope < 0.05, f"{slope:.3f} MiB a generation"
+
+
+def test_a_hook_takes_what_it_needs_to_where_the_hidden_states_are(steer: Callable[..., SteeringMiddleware]) -> None:
+    steering = steer("add")
+    (hook,) = steering.hooks
+    with pytest.raises(SteeringNotApplied), steering.generation():  # no clip is made
+        hook.calls.enter("cond")
+        hidden = torch.empty(1, 8, steering.base.width, dtype=torch.bfloat16, device="meta")
+        assert hook.post_forward(steering.pipeline.transformer, hidden).device.type == "meta"
+        assert hook.state.tally is not None
+        assert hook.state.tally.device.type == "meta"
+        assert hook.state.place == (torch.device("meta"), torch.bfloat16)
