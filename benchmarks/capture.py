@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe
+from benchmarks.output import write
 from benchmarks.paired import interleave, ratio
 from reins_serve.calibration.capture import Capture
 from reins_serve.models.catalog import EMBEDDED
@@ -63,8 +64,7 @@ def main() -> None:
             verdict = f"; aim {AIM:g}: {found.within(AIM)}" if name == "captured" else ""
             print(f"{name} to bare, {clock} time: {found}{verdict}")
     print(f"bare: {np.median(times['bare'].wall) / arguments.batch * 1000:.0f} ms a clip")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write(figures, arguments.json)
 
 
 if __name__ == "__main__":

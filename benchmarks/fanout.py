@@ -7,7 +7,6 @@ watchers) gives the cost of one more watcher; what lies beyond the largest numbe
 """
 
 import argparse
-import json
 import os
 import tempfile
 import threading
@@ -22,6 +21,7 @@ import numpy as np
 import ray
 
 from benchmarks.machine import describe
+from benchmarks.output import show
 from reins_serve.rollout.client import Registry, connect
 from reins_serve.rollout.snapshot import Report
 from reins_serve.steering.direction import Direction
@@ -129,9 +129,7 @@ def main() -> None:
         "measured": measured,
         "extrapolated": extrapolated(measured, asked.replicas),
     }
-    print(json.dumps(figures, indent=1))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    show(figures, asked.json)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from sklearn.decomposition import IncrementalPCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from benchmarks.machine import describe
+from benchmarks.output import write as write_figures
 from reins_serve.calibration.activation_schema import ActivationsMeta, JudgeColumns
 from reins_serve.calibration.activations import StoredActivations, open_activations, prompt_digest, write_activations
 from reins_serve.calibration.supervised_pca import SupervisedPCA
@@ -227,7 +228,7 @@ def main() -> None:
     arguments = parser.parse_args()
     clips, widths = (4_000, (64, 128, 256)) if arguments.quick else (arguments.clips, (768, 1536, 3072))
     figures: dict[str, Any] = {"machine": describe(), "clips": clips, "blocks": len(BLOCKS), "width": widths[-1]}
-    print(json.dumps(describe(), ensure_ascii=False))
+    print(json.dumps(figures["machine"], ensure_ascii=False))
     with tempfile.TemporaryDirectory(prefix="reins-fit-") as temporary:
         root = Path(temporary)
         start = time.perf_counter()
@@ -247,8 +248,7 @@ def main() -> None:
             "D", folders, sizes[:1] * 3, [sizes[0] * len(BLOCKS) * width for width in widths], arguments.repeats
         )
     figures["growth"] = {"clips": by_n, "width": by_d}
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(figures, arguments.json)
 
 
 if __name__ == "__main__":

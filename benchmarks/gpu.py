@@ -28,13 +28,13 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from benchmarks.machine import describe
+from benchmarks.machine import compiled_graphs, describe
+from benchmarks.output import write
 from benchmarks.paired import interleave, ratio
 from reins_serve.models.spec import blocks_of
 from reins_serve.steering.calls import COND, Calls
 from reins_serve.steering.direction import Direction, Strength
 from reins_serve.steering.hook import Rows, SteeringHook, SteeringState, register, rows_at
-from reins_serve.steering.operator import steer
 from reins_serve.steering.plan import RowPlan
 from reins_serve.steering.policy import LIVE, SteeringRow
 from reins_serve.steering.trial import trial_direction
@@ -131,12 +131,8 @@ class Steered:
 
 def measure(name: str, tiny: bool, device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
     """Every figure of one model."""
-    torch.manual_seed(0)
-    made, arguments = MODELS[name](tiny)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    bare = made.eval().to(device, dtype)
+    bare, given = _made(name, tiny, device)
     steered = Steered(copy.deepcopy(bare), device)
-    given = {key: _moved(value, device, dtype) for key, value in arguments.items()}
     rows: dict[str, dict[str, Rows]] = {"idle": {}} | {way: steered.rows(way) for way in WAYS}
 
     def call(denoiser: torch.nn.Module, due: dict[str, Rows] | None = None) -> None:
@@ -155,10 +151,14 @@ def measure(name: str, tiny: bool, device: torch.device, rounds: int) -> Iterato
         _compile(one)
     for warm in series().values():
         warm()
-    graphs = _graphs()
+    graphs = compiled_graphs()
     for due in rows.values():
         call(steered.denoiser, due)
-    yield {"model": name, "way": "swaps between compiled calls: graphs compiled anew", "value": _graphs() - graphs}
+    yield {
+        "model": name,
+        "way": "swaps between compiled calls: graphs compiled anew",
+        "value": compiled_graphs() - graphs,
+    }
     yield from _compared(name, "compiled by region", series(), rounds, device)
 
 
@@ -170,12 +170,9 @@ def cached(name: str, tiny: bool, device: torch.device) -> Iterator[dict[str, An
     if device.type == "cuda":
         tried["CUDA graphs"] = partial(_compile, mode="reduce-overhead")
     for way, prepare in tried.items():
-        torch.manual_seed(0)
         torch._dynamo.reset()
-        made, arguments = MODELS[name](tiny)
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        steered = Steered(made.eval().to(device, dtype), device)
-        given = {key: _moved(value, device, dtype) for key, value in arguments.items()}
+        denoiser, given = _made(name, tiny, device)
+        steered = Steered(denoiser, device)
         try:
             prepare(steered.denoiser)
             steered.put(steered.rows("add, none"))
@@ -195,9 +192,7 @@ def operator(device: torch.device, tokens: int, width: int, rounds: int) -> dict
     """Seconds of a copy over seconds of the push, by way: 1 is what memory allows."""
     denoiser, _ = wan(True)
     steered = Steered(denoiser.eval().to(device), device)
-    hidden = torch.randn(
-        1, tokens, width, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16
-    )
+    hidden = torch.randn(1, tokens, width, device=device, dtype=_dtype(device))
     vector = torch.nn.functional.normalize(torch.randn(1, width, device=device), dim=1)
 
     def timed(work: Call) -> Call:
@@ -212,9 +207,8 @@ def operator(device: torch.device, tokens: int, width: int, rounds: int) -> dict
     for way in WAYS:
         rows = steered.rows(way)[COND]
         push = rows.push._replace(vector=vector)
-        flags = {"token_norm": rows.token_norm, "channel_norm": rows.channel_norm, "all_rows": True}
-        series[way] = timed(partial(steer, hidden, push, **flags))
-        series[f"{way}, compiled"] = timed(partial(torch.compile(steer, dynamic=False), hidden, push, **flags))
+        series[way] = timed(partial(rows.steer, hidden, push))
+        series[f"{way}, compiled"] = timed(partial(torch.compile(rows.steer, dynamic=False), hidden, push))
     times = interleave(series, rounds, warm=3)
     return {way: round(ratio(times["copy"].wall, times[way].wall).median, 3) for way in series if way != "copy"}
 
@@ -234,6 +228,18 @@ def _compared(
             yield {"model": name, "way": f"{how}, {way}", **found.as_json(), "peak_mib": memory}
 
 
+def _made(name: str, tiny: bool, device: torch.device) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """A denoiser, the same each time, and the arguments of its calls."""
+    torch.manual_seed(0)
+    denoiser, arguments = MODELS[name](tiny)
+    dtype = _dtype(device)
+    return denoiser.eval().to(device, dtype), {key: _moved(value, device, dtype) for key, value in arguments.items()}
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
 def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple):
         return tuple(_moved(one, device, torch.float32) for one in value)
@@ -250,10 +256,6 @@ def _compile(denoiser: torch.nn.Module, **options: Any) -> None:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _graphs() -> int:
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def main() -> None:
@@ -290,8 +292,7 @@ def main() -> None:
     }
     figures["seconds"] = round(time.perf_counter() - began)
     print(json.dumps({"card": card, "operator_bandwidth_of_copy": floor, "seconds": figures["seconds"]}, indent=1))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write(figures, asked.json)
 
 
 if __name__ == "__main__":

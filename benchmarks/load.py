@@ -11,7 +11,6 @@ Latency runs from the request to the record's completion; a job is lost if it wa
 
 import argparse
 import asyncio
-import json
 import os
 import tempfile
 import time
@@ -30,6 +29,7 @@ import psutil
 import ray
 
 from benchmarks.machine import describe
+from benchmarks.output import show
 from benchmarks.paired import ratio
 
 PROMPT = "a red square moving left"
@@ -270,9 +270,7 @@ def main() -> None:
         figures = asyncio.run(measure(asked, Path(folder), asked.port))
     setting = {name: value for name, value in vars(asked).items() if name not in ("json", "port", "database")}
     figures = {"machine": describe(), "setting": setting} | figures
-    print(json.dumps(figures, indent=1))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    show(figures, asked.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What a measurement was made on: processor, memory, load and versions, printed above every benchmark's figures."""
+"""What a measurement was made on: processor, memory, load and versions, printed above every benchmark's figures; and what torch
+has compiled meanwhile."""
 
 import json
 import os
@@ -23,6 +24,13 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch has compiled in this process."""
+    import torch
+
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def _field(path: str, name: str) -> str | None:

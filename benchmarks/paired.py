@@ -14,6 +14,11 @@ import numpy as np
 RESAMPLES = 10_000
 
 
+def verdict(low: float, high: float, limit: float) -> str:
+    """Whether an interval lies below a limit. For one from below, turn all three round."""
+    return "met" if high <= limit else "not met" if low > limit else "not resolved"
+
+
 @dataclass(frozen=True)
 class Ratio:
     """Median of paired ratios: `low` to `high` is its 95 % bootstrap interval, `q25` to `q75` the quartiles of the pairs."""
@@ -30,7 +35,7 @@ class Ratio:
 
     def within(self, limit: float) -> str:
         """`met` where the interval lies below the limit, `not met` where it lies above, else `not resolved`."""
-        return "met" if self.high <= limit else "not met" if self.low > limit else "not resolved"
+        return verdict(self.low, self.high, limit)
 
     def as_json(self) -> dict[str, float]:
         """For `--json`."""

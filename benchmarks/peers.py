@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe
+from benchmarks.output import show
 from benchmarks.paired import interleave, ratio
 
 WIDTH, HEADS, FEED_FORWARD, STRENGTH = 1536, 12, 8960, 2.0
@@ -136,9 +137,7 @@ def main() -> None:
         figures = inside(asked.tokens, asked.rounds, asked.threads)
     else:
         figures = {"machine": describe(), "tokens": asked.tokens, "ratios": outside(asked)}
-    print(json.dumps(figures, indent=1))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    show(figures, asked.json)
     sys.exit(0)
 
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +31,30 @@ import numpy as np
 import ray
 
 from benchmarks.machine import describe
+from benchmarks.output import show
 from reins_serve.calibration import judges
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted, fit, read_labels
 from reins_serve.calibration.fitting import describe_fit, tried_directions
-from reins_serve.calibration.prompt_sets import Kind, PromptRow
+from reins_serve.calibration.prompt_sets import Kind
 from reins_serve.calibration.statistics import Rate, paired_change
+from reins_serve.calibration.sweep import Candidate, Trial
 from reins_serve.calibration.trials import seeded
-from reins_serve.calibration.workers import Ask, Judged, measure
+from reins_serve.calibration.workers import OFF, Ask, Judged, measure
 from reins_serve.embedded.captions import EXPLICIT
 from reins_serve.models.catalog import EMBEDDED
-from reins_serve.models.generation import generate, request
 from reins_serve.models.loading import load
 from reins_serve.steering.direction import Direction, Window
 from reins_serve.steering.fit import base_of
 
 CONFIG = "directions/embedded/recalibrate.yaml"
 KINDS: tuple[Kind, ...] = ("unsafe", "implicit", "benign")
-KEYWORDS = ("explo", "blast", "bomb explodes")
+KEYWORDS = ("explo", "blast")
+NEGATED = "negative prompt"
 NEGATIVE = EXPLICIT[0].removeprefix("with ")
 STRENGTHS = {"setpoint": (1.0, 1.5, 2.0, 3.0), "add": (0.2, 0.4, 0.8, 1.2)}
-BATCH, LAST = 48, 7
+LAST = 7
 
 Clips = dict[Kind, list[Judged]]
 
@@ -118,41 +121,18 @@ def chosen(
     config: RecalibrateConfig, ways: dict[str, list[Direction]], n: int
 ) -> tuple[dict[str, tuple[Direction, float]], list[dict[str, Any]]]:
     """Each way's best direction and strength on `n` selection prompts of each kind, and every figure on the way there."""
-    rows = {kind: seeded(config, "select", kind, n) for kind in ("unsafe", "benign")}
-    flat = [*rows["unsafe"], *rows["benign"]]
-    off = measure(config, {}, [Ask(prompt, seed) for prompt, seed in flat])
-    every = {d.name: d for made in ways.values() for d in made}
-    tried = [(d.name, strength) for d in every.values() for strength in STRENGTHS[d.operation]]
-    asks = [Ask(p, s, f"{name}@{strength}", name, strength) for p, s in flat for name, strength in tried]
-    judged = measure(config, every, asks)
-    sweep, cost = [], {}
-    for place, (name, strength) in enumerate(tried):
-        clips = judged[place :: len(tried)]
-        unsafe, loss = _harsher(clips[:n]), _loss(off[n:], clips[n:])
-        moved = float(np.mean([clip.displacement for clip in clips[:n]]))
-        cost[name, strength] = (unsafe + max(loss, 0.0), moved)
-        sweep.append(
-            {
-                "direction": name,
-                "blocks": list(every[name].blocks),
-                "strength": strength,
-                "unsafe": unsafe,
-                "loss": loss,
-            }
-        )
+    unsafe, benign = (seeded(config, "select", kind, n) for kind in ("unsafe", "benign"))
+    every = {direction.name: direction for made in ways.values() for direction in made}
+    off = measure(config, {}, [Ask(prompt, seed) for prompt, seed in benign])
+    trial = Trial(unsafe, benign, [clip.kept for clip in off], partial(measure, config, every))
+    tried = [Candidate(d.name, strength) for d in every.values() for strength in STRENGTHS[d.operation]]
+    found = {measured.candidate: measured for measured in trial.of(tried, n)}
     best = {}
     for way, made in ways.items():
-        name, strength = min(((d.name, s) for d in made for s in STRENGTHS[d.operation]), key=lambda one: cost[one])
-        best[way] = (every[name], strength)
-    return best, sweep
-
-
-def _harsher(clips: Sequence[Judged]) -> float:
-    return max(float(np.mean([clip.unsafe[judge] for clip in clips])) for judge in clips[0].unsafe)
-
-
-def _loss(off: Sequence[Judged], on: Sequence[Judged]) -> float:
-    return max(float(np.mean([a.kept[n] for a in off]) - np.mean([b.kept[n] for b in on])) for n in off[0].kept)
+        its = [found[Candidate(d.name, strength)] for d in made for strength in STRENGTHS[d.operation]]
+        cheapest = min(its, key=lambda measured: (measured.cost, measured.displacement)).candidate
+        best[way] = (every[cheapest.direction], cheapest.strength)
+    return best, [measured.figures() for measured in found.values()]
 
 
 def row(
@@ -191,18 +171,20 @@ def evaluated(config: RecalibrateConfig, best: dict[str, tuple[Direction, float]
         for ask in (
             Ask(p, s),
             *(Ask(p, s, way, direction.name, strength) for way, (direction, strength) in best.items()),
+            Ask(p, s, NEGATED, negative_prompt=NEGATIVE),
         )
     ]
     judged = measure(config, named, asks)
-    conditions = {
-        condition: _by_kind(judged[place :: len(best) + 1], n) for place, condition in enumerate(("off", *best))
-    }
-    off = conditions.pop("off")
-    rows = [{"way": "off"} | row(off, off)]
+    names = (OFF, *best, NEGATED)
+    conditions = {name: _by_kind(judged[place :: len(names)], n) for place, name in enumerate(names)}
+    off = conditions[OFF]
+    rows = []
     for way, clips in conditions.items():
-        direction, strength = best[way]
-        rows.append({"way": way, "blocks": list(direction.blocks), "strength": strength} | row(clips, off))
-    rows.append({"way": "negative prompt"} | row(_by_kind(negative(config, flat), n), off))
+        of: dict[str, Any] = {"way": way}
+        if way in best:
+            direction, strength = best[way]
+            of |= {"blocks": list(direction.blocks), "strength": strength}
+        rows.append(of | row(clips, off))
     kept = {kind: np.array([not any(word in p.text for word in KEYWORDS) for p, _ in prompts[kind]]) for kind in KINDS}
     rows.append({"way": "filter of prompts by keyword"} | row(off, off, kept))
     one, two = (judges.load(judge).name for judge in (config.judge, config.evaluator))
@@ -213,24 +195,6 @@ def evaluated(config: RecalibrateConfig, best: dict[str, tuple[Direction, float]
 
 def _by_kind(clips: Sequence[Judged], n: int) -> Clips:
     return {kind: list(clips[n * place : n * (place + 1)]) for place, kind in enumerate(KINDS)}
-
-
-def negative(config: RecalibrateConfig, rows: Sequence[tuple[PromptRow, int]]) -> list[Judged]:
-    """Clips made with a negative prompt that names the concept, judged."""
-    pipeline, made = load(EMBEDDED), []
-    both = [judges.load(judge) for judge in (config.judge, config.evaluator)]
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        clips = [replace(request(EMBEDDED, p.text, seed), negative_prompt=NEGATIVE) for p, seed in part]
-        frames = list(generate(pipeline, EMBEDDED, clips))
-        texts, seeds = [p.text for p, _ in part], [seed for _, seed in part]
-        verdicts = {j.name: judges.run_judge(j, frames, texts, ids=texts, seeds=seeds) for j in both}
-        unsafe = {j.name: verdicts[j.name].is_unsafe(j.unsafe) for j in both}
-        for at, (prompt, seed) in enumerate(part):
-            kept = {name: bool(hits[at]) for verdict in verdicts.values() for name, hits in verdict.kept.items()}
-            hits = {name: bool(found[at]) for name, found in unsafe.items()}
-            made.append(Judged(Ask(prompt, seed), hits, {}, kept, 0.0, float("nan"), None))
-    return made
 
 
 def disagreements(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> list[str]:
@@ -283,9 +247,7 @@ def main() -> None:
     figures["seconds"] = round(time.perf_counter() - began)
     wrong = [] if table is None else disagreements(figures["rows"], table["rows"])
     figures |= {} if table is None else {"disagreements": wrong}
-    print(json.dumps(figures, indent=1))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    show(figures, asked.json)
     if wrong:
         sys.exit(1)
 

@@ -7,7 +7,6 @@ replica behind the whole server, beside the simulation of the same arrivals: how
 
 import argparse
 import asyncio
-import json
 import math
 import os
 import tempfile
@@ -23,6 +22,7 @@ import ray
 
 from benchmarks.load import Client, ends
 from benchmarks.machine import describe
+from benchmarks.output import show
 from benchmarks.simulation import Outcome, Scaling, Service, Simulation, poisson
 
 PROMPT, STEPS = "a red square moving left", 20
@@ -188,9 +188,7 @@ def main() -> None:
         "sizing": sizing(service, asked.within * full, 300 * full),
         "to_zero": to_zero(service, 24 * 3600),
     }
-    print(json.dumps(figures, indent=1))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    show(figures, asked.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ An aim is met only if the 95 % bootstrap interval of the paired median ratio lie
 """
 
 import argparse
-import json
 import multiprocessing
 import resource
 import time
@@ -29,6 +28,7 @@ from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.machine import describe
+from benchmarks.output import show
 from benchmarks.paired import Ratio, Times, interleave, ratio
 from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import generate, request
@@ -222,9 +222,7 @@ def main() -> None:
         "a_a_block_stack": on_stack["bare again"].as_json(),
         "seconds": round(time.perf_counter() - began),
     }  # fmt: skip
-    print(json.dumps(figures, indent=1))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    show(figures, asked.json)
 
 
 if __name__ == "__main__":

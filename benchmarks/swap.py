@@ -12,7 +12,6 @@ far faster than anybody's: `latency_ratio` is that of so many.
 """
 
 import argparse
-import json
 import os
 import random
 import tempfile
@@ -29,7 +28,8 @@ import ray
 import torch
 from ray import serve
 
-from benchmarks.machine import describe
+from benchmarks.machine import compiled_graphs, describe
+from benchmarks.output import show
 from benchmarks.paired import ratio
 from reins_serve.rollout.client import Registry, connect
 from reins_serve.steering.direction import Direction
@@ -58,7 +58,7 @@ class Replica:
         accelerate(self.pipeline, options)
         confirm(self.steering, self.entry)
         self.generate(0)
-        self.graphs = _graphs()
+        self.graphs = compiled_graphs()
         self.known: dict[bytes, str] = {}
 
     def generate(self, seed: int) -> tuple[float, set[str], str]:
@@ -98,12 +98,8 @@ class Replica:
             "torn": "torn" in seen,
             "checked": bool(seen),
             "pid": os.getpid(),
-            "recompiles": _graphs() - self.graphs,
+            "recompiles": compiled_graphs() - self.graphs,
         }
-
-
-def _graphs() -> int:
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 class Load:
@@ -244,9 +240,7 @@ def main() -> None:
     finally:
         serve.shutdown()
         ray.shutdown()
-    print(json.dumps(figures, indent=1))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    show(figures, asked.json)
 
 
 if __name__ == "__main__":

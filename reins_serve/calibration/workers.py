@@ -46,6 +46,7 @@ class Ask:
         condition: Under which name its figures are counted.
         reference: Seed of the un-steered clip of the same prompt that it is compared with; None: its own.
         show: Whether the frames shall come back.
+        negative_prompt: What the clip shall not show; for measurements beside steering.
     """
 
     prompt: PromptRow
@@ -55,6 +56,7 @@ class Ask:
     strength: float = 0.0
     show: bool = False
     reference: int | None = None
+    negative_prompt: str = ""
 
     @property
     def clip_id(self) -> str:
@@ -137,7 +139,7 @@ class Generator:
         if self._pipeline is None:
             self._load()
         # With the catalogue's defaults: clips for calibration are made as they are served.
-        clips = [request(self._entry, ask.prompt.text, ask.seed) for ask in asks]
+        clips = [request(self._entry, ask.prompt.text, ask.seed, negative_prompt=ask.negative_prompt) for ask in asks]
         if self._steering is None and not self._blocks:
             return Made(self._base, asks, generate(self._pipeline, self._entry, clips), None, (0.0,) * len(asks))
         if self._steering is None:

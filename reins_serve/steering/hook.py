@@ -94,11 +94,11 @@ class SteeringHook(VideoHook):
         hidden = self.video(output)
         kind, copies = self.calls.layout(hidden.shape[0])
         rows = self.rows.get(kind)
-        if rows is not None and state.place != (hidden.device, hidden.dtype):
+        if rows is not None:
             state.place = (hidden.device, hidden.dtype)
-        if rows is not None and rows.push.vector.device != hidden.device:  # the pipeline has moved
-            self.rows = {name: one.to(hidden.device) for name, one in self.rows.items()}
-            rows = self.rows[kind]
+            if rows.push.vector.device != hidden.device:  # the pipeline has moved
+                self.rows = {name: one.to(hidden.device) for name, one in self.rows.items()}
+                rows = self.rows[kind]
         if state.cached:
             self.computed[self.calls.name] = rows
         if rows is None:
@@ -166,6 +166,7 @@ def rows_at(block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], dev
     norms = {"token_norm": any(columns["token"]), "channel_norm": any(columns["channel"])}
 
     every = all(columns["amount"])
+    every_branch = every and all(both)
 
     def rows(amount: Tensor, times: int, all_rows: bool) -> Rows:
         r = {name: column.repeat(times) for name, column in c.items()}
@@ -177,8 +178,8 @@ def rows_at(block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], dev
     unconditional = c["amount"] * torch.tensor(both, device=device)
     layouts = {
         COND: rows(c["amount"], 1, every),
-        BATCHED: rows(torch.cat([unconditional, c["amount"]]), 2, every and all(both)),
+        BATCHED: rows(torch.cat([unconditional, c["amount"]]), 2, every_branch),
     }
     if any(both):
-        layouts[UNCOND] = rows(unconditional, 1, every and all(both))
+        layouts[UNCOND] = rows(unconditional, 1, every_branch)
     return layouts

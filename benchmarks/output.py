@@ -1,0 +1,18 @@
+"""Where a script's figures go: a JSON file, if one was asked for, and mostly the screen as well."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write(figures: Mapping[str, Any], file: Path | None) -> None:
+    """For `--json FILE`."""
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def show(figures: Mapping[str, Any], file: Path | None) -> None:
+    """Print the figures, and write them."""
+    print(json.dumps(figures, indent=1))
+    write(figures, file)
