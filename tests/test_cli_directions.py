@@ -10,12 +10,16 @@ from typer.testing import CliRunner
 from reins_serve.cli_directions import app
 from reins_serve.errors import ConflictError, DirectionError, ReinsError, StorageError
 from reins_serve.rollout.storage import DirectionStore
-from reins_serve.steering.direction import Direction
+from reins_serve.steering.direction import Direction, DirectionMeta, Gate
 from tests.rollout.conftest import made
 
 RUN = CliRunner()
 SHIPPED = Path(__file__).parents[1] / "directions" / "embedded"
 SETPOINT, ADD = SHIPPED / "setpoint.safetensors", SHIPPED / "add.safetensors"
+
+
+def of(file: Path) -> DirectionMeta:
+    return Direction.load(file).meta
 
 
 def output(*words: Any) -> str:
@@ -54,9 +58,9 @@ def test_diff_tells_the_cosine_of_shared_blocks_and_the_fields_that_differ(store
     assert compared == {"cosine": {"1": pytest.approx(float(made(0).vectors[0] @ made(1).vectors[0]))}, "changed": {}}
     assert output("diff", "tiny@1", "tiny@1").splitlines() == ["block 1: cosine 1.0000", "no field differs"]
     shipped = json.loads(output("diff", SETPOINT, ADD, "--json"))
-    assert shipped["cosine"] == {"0": None, "2": None}
+    assert shipped["cosine"] == {str(block): None for block in (*of(SETPOINT).blocks, *of(ADD).blocks)}  # none is shared
     assert shipped["changed"]["operation"] == ["setpoint", "add"]
-    assert shipped["changed"]["strength.serving"] == [2.0, 0.4]
+    assert shipped["changed"]["strength.serving"] == [of(file).strength.serving for file in (SETPOINT, ADD)]
     assert "base.fingerprint" not in shipped["changed"]
     assert "strength.serving" in output("diff", SETPOINT, ADD)
 
@@ -68,7 +72,12 @@ def test_directions_of_different_width_are_not_compared(store: DirectionStore) -
 
 def test_check_validates_a_file_alone(tmp_path: Path) -> None:
     checked = json.loads(output("check", ADD))
-    assert (checked["valid"], checked["gates"], checked["gates_failed"]) == (True, 4, ["stability"])
+    assert (checked["valid"], checked["gates"], checked["gates_failed"]) == (True, len(of(ADD).gates), [])
+    missed = Gate(value=0.8, limit="expected refit cosine >= 0.9", passed=False)
+    meta = of(ADD).model_copy(update={"gates": of(ADD).gates | {"stability": missed}})
+    Direction.create(meta, Direction.load(ADD).vectors).save(tmp_path / "missed.safetensors")
+    checked = json.loads(output("check", tmp_path / "missed.safetensors"))
+    assert (checked["valid"], checked["gates_failed"]) == (True, ["stability"])
     (tmp_path / "cut.safetensors").write_bytes(ADD.read_bytes()[:-1])
     with pytest.raises(DirectionError, match="not a complete safetensors file"):
         output("check", tmp_path / "cut.safetensors")
