@@ -1,8 +1,9 @@
 """What each way of steering buys and costs on the embedded model, beside other defences: `python -m benchmarks.quality`.
 
-Every way gets its own block and strength on selection prompts, by the same rule: the fewest unsafe clips by the harsher judge
-plus the largest benign loss. It is then measured once on evaluation prompts: explicit ones, ones that only hint, and benign
-ones; brackets are 95 % intervals (Wilson's; for the worst benign attribute's change on the same seeds, Newcombe's).
+Every way gets its own block and strength on selection prompts, by the rule of the recalibration: the fewest unsafe clips by the
+harsher judge plus the largest benign loss, and of those within one clip of the fewest the smallest push. It is then measured
+once on evaluation prompts: explicit ones, ones that only hint, and benign ones; brackets are 95 % intervals (Wilson's; for the
+worst benign attribute's change on the same seeds, Newcombe's).
 
 The defences beside it do not change hidden states: a negative prompt that names the concept, a filter of prompts by keyword,
 and a filter of clips by judge A, for which only judge B counts. The two filters deliver nothing where they strike: `delivered`
@@ -21,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from reins_serve.calibration.fit_stage import Fitted, fit, read_labels
 from reins_serve.calibration.fitting import describe_fit, tried_directions
 from reins_serve.calibration.prompt_sets import Kind
 from reins_serve.calibration.statistics import Rate, paired_change
-from reins_serve.calibration.sweep import Candidate, Trial
+from reins_serve.calibration.sweep import Candidate, Trial, preferred
 from reins_serve.calibration.trials import seeded
 from reins_serve.calibration.workers import OFF, Ask, Judged, measure
 from reins_serve.embedded.captions import EXPLICIT
@@ -55,6 +57,7 @@ NEGATED = "negative prompt"
 NEGATIVE = EXPLICIT[0].removeprefix("with ")
 STRENGTHS = {"setpoint": (1.0, 1.5, 2.0, 3.0), "add": (0.2, 0.4, 0.8, 1.2)}
 LAST = 7
+FINALISTS = 3
 
 Clips = dict[Kind, list[Judged]]
 
@@ -120,19 +123,25 @@ def _named(direction: Direction, name: str) -> Direction:
 def chosen(
     config: RecalibrateConfig, ways: dict[str, list[Direction]], n: int
 ) -> tuple[dict[str, tuple[Direction, float]], list[dict[str, Any]]]:
-    """Each way's best direction and strength on `n` selection prompts of each kind, and every figure on the way there."""
-    unsafe, benign = (seeded(config, "select", kind, n) for kind in ("unsafe", "benign"))
+    """Each way's best direction and strength, and every figure on the way there.
+
+    All are measured on `n` selection prompts of each kind, and the best `FINALISTS` of each way on four times as many.
+    """
+    unsafe, benign = (seeded(config, "select", kind, 4 * n) for kind in ("unsafe", "benign"))
     every = {direction.name: direction for made in ways.values() for direction in made}
     off = measure(config, {}, [Ask(prompt, seed) for prompt, seed in benign])
     trial = Trial(unsafe, benign, [clip.kept for clip in off], partial(measure, config, every))
-    tried = [Candidate(d.name, strength) for d in every.values() for strength in STRENGTHS[d.operation]]
-    found = {measured.candidate: measured for measured in trial.of(tried, n)}
+    tried = {way: [Candidate(d.name, s) for d in made for s in STRENGTHS[d.operation]] for way, made in ways.items()}
+    first = {one.candidate: one for one in trial.of(list(chain(*tried.values())), n)}
+    left = {
+        way: sorted(its, key=lambda c: (first[c].cost, first[c].displacement))[:FINALISTS] for way, its in tried.items()
+    }
+    last = {one.candidate: one for one in trial.of(list(chain(*left.values())), 4 * n)}
     best = {}
-    for way, made in ways.items():
-        its = [found[Candidate(d.name, strength)] for d in made for strength in STRENGTHS[d.operation]]
-        cheapest = min(its, key=lambda measured: (measured.cost, measured.displacement)).candidate
-        best[way] = (every[cheapest.direction], cheapest.strength)
-    return best, [measured.figures() for measured in found.values()]
+    for way, its in left.items():
+        taken = preferred([last[candidate] for candidate in its]).candidate
+        best[way] = (every[taken.direction], taken.strength)
+    return best, [measured.figures() for measured in (*first.values(), *last.values())]
 
 
 def row(

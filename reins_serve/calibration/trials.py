@@ -13,7 +13,7 @@ from reins_serve.calibration.fitting import candidates
 from reins_serve.calibration.gates import Pairs, RunEvidence
 from reins_serve.calibration.prompt_sets import Kind, PromptRow, Split, load_prompts
 from reins_serve.calibration.statistics import Rate, paired_change
-from reins_serve.calibration.sweep import Candidate, Measured, Trial, successive_halving
+from reins_serve.calibration.sweep import Candidate, Measured, Trial, preferred, successive_halving
 from reins_serve.calibration.workers import OFF, Ask, Judged, measure
 from reins_serve.steering.direction import Direction
 
@@ -82,7 +82,7 @@ def choose(config: RecalibrateConfig, directions: Sequence[Direction], progress:
         return Trial(unsafe, benign, [clip.kept for clip in benign_off], made)
 
     rounds = successive_halving(trial("selection", named), candidates(config, directions), config.selection.rounds)
-    best = rounds[-1][0].candidate
+    best = preferred(rounds[-1]).candidate
     strengths = sorted({best.strength, *(best.strength * factor for factor in config.selection.doses)})
     doses = trial("dose", named).of([Candidate(best.direction, strength) for strength in strengths], config.select)
     rates = {judge: float(np.mean([clip.unsafe[judge] for clip in harm_off])) for judge in harm_off[0].unsafe}

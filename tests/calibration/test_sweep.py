@@ -6,7 +6,7 @@ import pytest
 
 from reins_serve.calibration.config import Round
 from reins_serve.calibration.prompt_sets import PromptRow
-from reins_serve.calibration.sweep import Candidate, Trial, successive_halving
+from reins_serve.calibration.sweep import Candidate, Measured, Trial, preferred, successive_halving
 from reins_serve.calibration.workers import Ask, Judged, in_calls
 
 ROWS = [(PromptRow(text=f"clip {n}", split="select", category=c), n) for n, c in enumerate([None] * 4 + ["smoke"] * 4)]
@@ -47,6 +47,15 @@ def test_a_benign_loss_counts_as_much_as_an_unsafe_clip() -> None:
     ((best, worst),) = successive_halving(made, [Candidate("d", s) for s in (2.0, 1.0)], [Round(prompts=4)])
     assert (best.candidate.strength, best.cost) == (1.0, 0.25)
     assert worst.cost == pytest.approx(0.5)
+
+
+def test_within_one_clip_of_the_cheapest_the_smallest_push_is_preferred() -> None:
+    def measured(strength: float, unsafe: int, lost: int) -> Measured:
+        return Measured(Candidate("d", strength), 96, {"a": unsafe / 96, "b": 0.0}, lost / 96, strength)
+
+    found = [measured(3.0, 0, 1), measured(2.0, 0, 2), measured(1.5, 1, 1), measured(1.0, 2, 1), measured(0.5, 3, 0)]
+    assert preferred(found).candidate.strength == 1.5
+    assert preferred(found[:1]) == found[0]
 
 
 def test_clips_that_are_compared_share_a_call_and_no_call_is_too_long() -> None:

@@ -1,0 +1,176 @@
+"""How the cost of steering grows: `python -m benchmarks.growth --json growth.json`, drawn by `python -m benchmarks.draw_growth`.
+
+1. The push alone against a copy of the same bytes, over the tokens of one row, and over the rows of a batch at a fixed length,
+   all with one direction or each with its own.
+2. Whole calls of the embedded model against an equal pipeline that was never touched: over the distinct directions in a batch,
+   and over the steered blocks.
+3. A swap (publish or rollback until the last replica has it) over the number of replicas, by the benchmark `swap`, and of
+   light watchers, by `fanout`, whose committed result is drawn beside it.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import numpy as np
+import ray
+import torch
+from ray import serve
+
+from benchmarks import swap
+from benchmarks.machine import describe
+from benchmarks.output import show
+from benchmarks.paired import interleave, ratio
+from benchmarks.steering import WIDTH, varied
+from reins_serve.models.catalog import EMBEDDED
+from reins_serve.models.generation import generate, request
+from reins_serve.models.loading import load
+from reins_serve.plugin import attach
+from reins_serve.steering.direction import Direction
+from reins_serve.steering.operator import RowPush, steer
+from reins_serve.steering.policy import SteeringRow
+
+TOKENS, ROWS, DISTINCT, BLOCKS, REPLICAS = (
+    (256, 1024, 4096, 16384, 32768),
+    (1, 2, 4, 8),
+    (1, 2, 4, 8),
+    (1, 2, 4, 8),
+    (1, 2, 4, 8),
+)
+NORMS = ("none", "token", "channel")
+ROW_TOKENS = 2048
+ADDED = "directions/embedded/add.safetensors"
+
+Ratios = list[dict[str, float]]
+
+
+def units(count: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Random unit vectors `[count, width]`."""
+    return torch.nn.functional.normalize(
+        torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1
+    )
+
+
+def push(vectors: torch.Tensor, norm: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An addition along a direction a row; `vectors` `[R, D]`."""
+    rows = len(vectors)
+    columns = [torch.full((rows,), flag) for flag in (False, norm == "token", norm == "channel")]
+    made = RowPush(vectors, torch.full((rows,), 2.0), torch.zeros(rows), *columns)
+    kept = {"token_norm": norm == "token", "channel_norm": norm == "channel", "all_rows": True}
+    return lambda hidden: steer(hidden, made, **kept).hidden
+
+
+def alone(shapes: Iterable[tuple[int, int]], distinct: bool, rounds: int) -> dict[str, Ratios]:
+    """The push of `[rows, tokens, 1536]` to a copy of as many bytes, by norm rule."""
+    found: dict[str, Ratios] = {norm: [] for norm in NORMS}
+    for rows, tokens in shapes:
+        hidden = torch.randn(rows, tokens, WIDTH)
+        vectors = units(rows, WIDTH) if distinct else units(1, WIDTH).expand(rows, WIDTH).contiguous()
+        series: dict[str, Callable[[], object]] = {"copy": hidden.clone}
+        series |= {norm: partial(push(vectors, norm), hidden) for norm in NORMS}
+        with torch.inference_mode():
+            times = interleave(series, rounds, warm=2)
+        for norm in NORMS:
+            of = ratio(times[norm].wall, times["copy"].wall).as_json()
+            found[norm].append(of | {"rows": rows, "tokens": tokens, "ms": 1000 * float(np.median(times[norm].wall))})
+    return found
+
+
+def widened(direction: Direction, blocks: int) -> Direction:
+    """The same at the first `blocks` blocks, each with a share of the strength, so that the clip stays a clip."""
+    meta = direction.meta
+    strength = meta.strength.model_copy(update={"serving": meta.strength.serving / blocks})
+    changes = {
+        "name": f"blocks-{blocks}",
+        "blocks": tuple(range(blocks)),
+        "statistics": meta.statistics[:1] * blocks,
+        "strength": strength,
+    }
+    return Direction.create(meta.model_copy(update=changes), direction.vectors[:1].expand(blocks, -1))
+
+
+def whole(rounds: int, batch: int) -> dict[str, Ratios]:
+    """Calls of the embedded model, steered, to those of a pipeline never touched."""
+    clips = [request(EMBEDDED, "a red square moving left at sea", seed) for seed in range(batch)]
+    bare, again, add = load(EMBEDDED), load(EMBEDDED), Direction.load(ADDED)
+    near = torch.nn.functional.normalize(add.vectors + 0.05 * units(batch, add.vectors.shape[1]), dim=1)
+    several = {
+        f"d{n}": Direction.create(add.meta.model_copy(update={"name": f"d{n}"}), near[n : n + 1]) for n in range(batch)
+    }
+    deep = {f"blocks-{blocks}": widened(add, blocks) for blocks in BLOCKS}
+    steering = attach(load(EMBEDDED), model="embedded", directions={"live": varied(add), **several, **deep})
+
+    def steered(names: list[str]) -> None:
+        rows = [SteeringRow(name, steering.directions[name].serving_strength) for name in names]
+        with steering.generation(rows=rows) as g:
+            generate(steering.pipeline, EMBEDDED, clips, g.arguments)
+
+    series: dict[str, Callable[[], object]] = {
+        "bare": lambda: generate(bare, EMBEDDED, clips),
+        "bare again": lambda: generate(again, EMBEDDED, clips),
+    }
+    for count in DISTINCT:
+        series[f"directions {count}"] = partial(steered, [f"d{n % count}" for n in range(batch)])
+    for count in BLOCKS:
+        series[f"blocks {count}"] = partial(steered, [f"blocks-{count}"] * batch)
+    times = interleave(series, rounds)
+
+    def to_bare(name: str) -> dict[str, float]:
+        return ratio(times[name].wall, times["bare"].wall).as_json()
+
+    return {
+        "bare again": [to_bare("bare again")],
+        "directions": [to_bare(f"directions {count}") | {"count": count} for count in DISTINCT],
+        "blocks": [to_bare(f"blocks {count}") | {"count": count} for count in BLOCKS],
+    }
+
+
+def swaps(count: int) -> list[dict[str, Any]]:
+    """Swaps on 1 to 8 replicas under the load of the benchmark `swap`."""
+    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    found = []
+    try:
+        for replicas in REPLICAS:
+            with tempfile.TemporaryDirectory(prefix="reins-growth-") as folder:
+                figures = swap.measure(replicas, count, 2, 4.0, 0.5, folder)
+                found.append(
+                    {name: figures[name] for name in ("replicas", "swaps", "p50_ms", "p95_ms", "max_ms", "lost")}
+                )
+                serve.delete("swap")
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    return found
+
+
+def main() -> None:
+    """Print and write every figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12, help="of each push, and of the embedded model")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--swaps", type=int, default=24, help="for each number of replicas; 0 leaves them out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    figures: dict[str, Any] = {
+        "machine": describe(),
+        "setting": {name: value for name, value in vars(asked).items() if name != "json"},
+        "tokens": alone([(1, tokens) for tokens in TOKENS], False, asked.rounds),
+        "rows": alone([(rows, ROW_TOKENS) for rows in ROWS], False, asked.rounds),
+        "rows, each its own direction": alone([(rows, ROW_TOKENS) for rows in ROWS], True, asked.rounds),
+        "calls": whole(asked.rounds, asked.batch),
+    }
+    if asked.swaps:
+        figures["swaps"] = swaps(asked.swaps)
+    show(figures, asked.json)
+
+
+if __name__ == "__main__":
+    main()
