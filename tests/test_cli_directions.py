@@ -58,7 +58,9 @@ def test_diff_tells_the_cosine_of_shared_blocks_and_the_fields_that_differ(store
     assert compared == {"cosine": {"1": pytest.approx(float(made(0).vectors[0] @ made(1).vectors[0]))}, "changed": {}}
     assert output("diff", "tiny@1", "tiny@1").splitlines() == ["block 1: cosine 1.0000", "no field differs"]
     shipped = json.loads(output("diff", SETPOINT, ADD, "--json"))
-    assert shipped["cosine"] == {str(block): None for block in (*of(SETPOINT).blocks, *of(ADD).blocks)}  # none is shared
+    assert shipped["cosine"] == {
+        str(block): None for block in (*of(SETPOINT).blocks, *of(ADD).blocks)
+    }  # none is shared
     assert shipped["changed"]["operation"] == ["setpoint", "add"]
     assert shipped["changed"]["strength.serving"] == [of(file).strength.serving for file in (SETPOINT, ADD)]
     assert "base.fingerprint" not in shipped["changed"]
