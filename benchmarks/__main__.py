@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 
-from benchmarks import table
+from benchmarks import draw_growth, table
 
 QUALITY = ("--evaluate", "48", "--seed", "32", "--ways", "set-point", "addition")
 STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("steering", "steering", ()),
     ("capture", "capture", ("--rounds", "30")),
-    ("fit", "fit", ("--clips", "20000", "--repeats", "2")),
+    ("fit", "fit_quick", ("--clips", "20000", "--repeats", "2")),
+    ("growth", "growth", ("--rounds", "8", "--swaps", "10")),
+    ("trace", "trace", ("--calls", "4")),
     ("swap", "swap", ("--swaps", "80", "--stretches", "8")),
     ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "30")),
     ("fanout", "fanout", ()),
@@ -42,6 +44,7 @@ def main() -> None:
             failed.append(script)
         print(f"== {script}: {time.monotonic() - start:.0f} s", flush=True)
     table.write()
+    draw_growth.main()
     print(f"== {time.monotonic() - began:.0f} s in all; failed: {', '.join(failed) or 'none'}")
     sys.exit(bool(failed))
 

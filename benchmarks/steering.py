@@ -67,8 +67,8 @@ def varied(direction: Direction, **changes: Any) -> Direction:
     return Direction.create(direction.meta.model_copy(update=changes), direction.vectors)
 
 
-def embedded(rounds: int, batch: int) -> tuple[dict[str, Times], bool, dict[str, int]]:
-    """Times of whole calls of the embedded model, whether being attached changes no bit, and host synchronisations."""
+def embedded_series(batch: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Whole calls of the embedded model: by pipelines never touched (`bare`, `bare again`), attached and off, and steered."""
     clips = [request(EMBEDDED, "a red square moving left at sea", seed) for seed in range(batch)]
     bare, again = load(EMBEDDED), load(EMBEDDED)
     setpoint, add = (Direction.load(f"directions/embedded/{name}.safetensors") for name in ("setpoint", "add"))
@@ -84,14 +84,19 @@ def embedded(rounds: int, batch: int) -> tuple[dict[str, Times], bool, dict[str,
         with steering.generation(rows=[SteeringRow(of, amount)] * batch) as g:
             return generate(steering.pipeline, EMBEDDED, clips, g.arguments)
 
-    same = bool(np.array_equal(generate(bare, EMBEDDED, clips), steered(None)))
-    series: dict[str, Callable[[], object]] = {
+    return {
         "bare": lambda: generate(bare, EMBEDDED, clips),
         "bare again": lambda: generate(again, EMBEDDED, clips),
         "idle": lambda: steered(None),
         "setpoint": partial(steered, "live"),
         **{name: partial(steered, name) for name in directions if name != "live"},
     }
+
+
+def embedded(rounds: int, batch: int) -> tuple[dict[str, Times], bool, dict[str, int]]:
+    """Times of whole calls of the embedded model, whether being attached changes no bit, and host synchronisations."""
+    series = embedded_series(batch)
+    same = bool(np.array_equal(series["bare"](), series["idle"]()))
     read_back = {name: syncs(series[name]) for name in ("bare", "idle", "setpoint")}
     return interleave(series, rounds), same, read_back
 

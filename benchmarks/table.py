@@ -80,6 +80,20 @@ def fit(f: Figures) -> Iterable[Row]:
     yield "peak memory of the fit", f"{f['peak_rss_mib']:,} MiB", ""
 
 
+def growth(f: Figures) -> Iterable[Row]:
+    """How it grows."""
+    for name, of, unit in (
+        ("directions", "calls", "distinct directions in a batch"),
+        ("blocks", "calls", "steered blocks"),
+    ):
+        least, most = f[of][name][0], f[of][name][-1]
+        yield (
+            f"a steered call to a bare one, {least['count']} and {most['count']} {unit}",
+            f"{_ratio(least)}, {_ratio(most)}",
+            "",
+        )
+
+
 def swap(f: Figures) -> Iterable[Row]:
     """Hot swaps."""
     met = "met" if f["p95_ms"] < 100 else "not met"
@@ -146,6 +160,36 @@ def simulate(f: Figures) -> Iterable[Row]:
             "",
         )
 
+    heavy = f["sizing"][-1]
+    yield (
+        f"replicas that keep 95 % within {f['within_s']:g} s at {heavy['in_capacities']:g} times one replica's capacity (simulated)",
+        f"{heavy['replicas']}, p95 {heavy['p95_s']:.1f} s",
+        "",
+    )
+    for one in f["to_zero"]:
+        yield (
+            f"scale-to-zero at {one['clips_per_hour']:g} clips an hour: replica time saved; p95 with and without (simulated)",
+            f"{100 * one['replica_time_saved']:.0f} %; {one['p95_s']['to_zero']:.1f}, {one['p95_s']['always']:.1f} s",
+            "",
+        )
+
+
+def trace(f: Figures) -> Iterable[Row]:
+    """What steering adds, by the profiler."""
+    found = f["embedded model"]["setpoint"]
+    yield (
+        "operations of a steered call beyond a bare one's, and their share of its time (profiler)",
+        f"{found['added_operations']:,}, {found['added_ms'] / found['steered_ms']:.3f}",
+        "",
+    )
+
+
+def peers(f: Figures) -> Iterable[Row]:
+    """Hooks of other packages."""
+    for name, found in f["ratios"].items():
+        figure = found if isinstance(found, str) else _ratio(found)
+        yield f"a block of torch's own at {f['tokens']:,} tokens with {name}, to one without", figure, ""
+
 
 def gpu(f: Figures) -> Iterable[Row]:
     """On a GPU."""
@@ -154,16 +198,21 @@ def gpu(f: Figures) -> Iterable[Row]:
         yield f"{one['model']} on {f['card']}: {one['way']}", value, ""
 
 
-SCRIPTS: dict[str, Callable[[Figures], Iterable[Row]]] = {
-    "steering": steering,
-    "capture": capture,
-    "fit": fit,
-    "swap": swap,
-    "load": load,
-    "fanout": fanout,
-    "simulate": simulate,
-    "gpu": gpu,
+SCRIPTS: dict[str, tuple[str, Callable[[Figures], Iterable[Row]]]] = {
+    "steering": ("steering", steering),
+    "capture": ("capture", capture),
+    "fit": ("fit", fit),
+    "fit_quick": ("fit --clips 20000", fit),
+    "growth": ("growth", growth),
+    "trace": ("trace", trace),
+    "swap": ("swap", swap),
+    "load": ("load", load),
+    "fanout": ("fanout", fanout),
+    "simulate": ("simulate", simulate),
+    "peers": ("peers", peers),
+    "gpu": ("gpu", gpu),
 }
+"""Result -> what made it, and its rows."""
 
 
 def read(name: str) -> Figures | None:
@@ -175,10 +224,10 @@ def read(name: str) -> Figures | None:
 def costs() -> str:
     """The table of times."""
     lines = ["| | measured | aim | script |", "|---|---|---|---|"]
-    for name, of in SCRIPTS.items():
+    for name, (script, of) in SCRIPTS.items():
         found = read(name)
         rows = [(str(of.__doc__).rstrip("."), NOT_RUN, "")] if found is None else list(of(found))
-        lines += [f"| {what} | {figure} | {aim} | `{name}` |" for what, figure, aim in rows]
+        lines += [f"| {what} | {figure} | {aim} | `{script}` |" for what, figure, aim in rows]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@ attributes, asks for an explosion outright, or only hints at one (implicit: the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +53,24 @@ WORDINGS = tuple(
 
 def words(scene: Scene, wording: Wording, phrase: str = "", dropped: frozenset[str] = frozenset()) -> str:
     """The caption of `scene`; `phrase` is an explicit or implicit one or empty, `dropped` names attributes left out."""
-    thing = "object" if "shape" in dropped else scene.shape
-    colour = "" if "colour" in dropped else scene.colour
-    motion = "" if "motion" in dropped else MOTION_WORDS[scene.motion][wording.motion]
-    place = "" if "background" in dropped else BACKGROUND_WORDS[scene.background][wording.background]
+    motion, place = MOTION_WORDS[scene.motion], BACKGROUND_WORDS[scene.background]
+    return sentence(scene.shape, scene.colour, motion, place, wording, phrase, dropped)
+
+
+def sentence(
+    shape: str,
+    colour: str,
+    motions: Sequence[str],
+    places: Sequence[str],
+    wording: Wording,
+    phrase: str,
+    dropped: frozenset[str],
+) -> str:
+    """A caption from its words; of `motions` and `places` the wording takes one."""
+    thing = "object" if "shape" in dropped else shape
+    colour = "" if "colour" in dropped else colour
+    motion = "" if "motion" in dropped else motions[wording.motion]
+    place = "" if "background" in dropped else places[wording.background]
     subject = (ARTICLES[wording.article], colour, thing, motion)
     parts = (place, *subject, phrase) if wording.background_first else (*subject, place, phrase)
     return " ".join(part for part in parts if part)

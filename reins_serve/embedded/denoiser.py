@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -32,14 +32,14 @@ EMA_DECAY = 0.998
 WARM_UP = 80
 
 
-def build_transformer() -> WanTransformer3DModel:
-    """8 blocks, 4 heads of 32, 64 tokens a clip, 1.8 M parameters."""
+def build_transformer(channels: int = LATENT_CHANNELS, patch: tuple[int, int, int] = PATCH) -> WanTransformer3DModel:
+    """8 blocks, 4 heads of 32, 1.8 M parameters; a token takes in `patch` cells (frames, rows, columns) of the latents."""
     return WanTransformer3DModel(
-        patch_size=PATCH,
+        patch_size=patch,
         num_attention_heads=4,
         attention_head_dim=32,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=channels,
+        out_channels=channels,
         text_dim=TEXT_WIDTH,
         freq_dim=256,
         ffn_dim=256,
@@ -67,14 +67,20 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
     )
 
 
+SceneT = TypeVar("SceneT")
+
+
 @dataclass(frozen=True)
-class LatentData:
-    """The training set: normalised latents `float16 [N, 8, T, h, w]`, whether a cell touches the foreground
+class LatentData(Generic[SceneT]):
+    """The training set: normalised latents `float16 [N, z, T, h, w]`, whether a cell touches the foreground
     `bool [N, T, h, w]`, and the scenes, for captions are drawn anew each time."""
 
     latents: Tensor
     mask: Tensor
-    scenes: list[Scene]
+    scenes: list[SceneT]
+
+
+DataT = TypeVar("DataT", bound=LatentData[Any])
 
 
 @dataclass(frozen=True)
@@ -90,20 +96,27 @@ class Settings:
     compiled: bool = True
 
 
-def embed_text(text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> Tensor:
-    """Text states `[B, 16, 64]`, zero behind the last token: just what `WanPipeline` makes of a prompt."""
-    tokens = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
+def embed_text(
+    text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int = TEXT_TOKENS
+) -> Tensor:
+    """Text states `[B, length, 64]`, zero behind the last token: just what `WanPipeline` makes of a prompt."""
+    tokens = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     states = text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return states * tokens.attention_mask[..., None]
 
 
-class Trainer:
+def draw_sigma(count: int, rng: np.random.Generator) -> Tensor:
+    """Noise levels `[count]` in (0, 1), more often high ones, which decide what a clip shows."""
+    return torch.sigmoid(torch.from_numpy(rng.standard_normal(count, dtype=np.float32)) * 1.2 + math.log(3))
+
+
+class Trainer(Generic[DataT]):
     """Trains a transformer and its text encoder. State: weights, their average, both optimisers, the step."""
 
-    def __init__(self, data: LatentData, tokenizer: PreTrainedTokenizerFast, settings: Settings) -> None:
+    def __init__(self, data: DataT, tokenizer: PreTrainedTokenizerFast, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
         self.data, self.tokenizer, self.settings = data, tokenizer, settings
-        self.transformer: Any = build_transformer()
+        self.transformer: Any = self.build()
         self.text_encoder = build_text_encoder(tokenizer)
         nn.init.zeros_(self.transformer.proj_out.weight)
         self.model = nn.ModuleDict({"transformer": self.transformer, "text_encoder": self.text_encoder})
@@ -120,13 +133,15 @@ class Trainer:
         self._peaks = [settings.muon_lr, settings.adamw_lr]
         self.step = 0
 
+    def build(self) -> WanTransformer3DModel:
+        """The untrained transformer."""
+        return build_transformer()
+
     def _compile(self) -> None:
         """Compile the blocks (one graph serves all eight), or go on without if there is no working compiler."""
-        shape = (self.settings.batch, *self.data.latents.shape[1:])
-        text = torch.zeros(self.settings.batch, TEXT_TOKENS, TEXT_WIDTH)
         self.transformer.compile_repeated_blocks(dynamic=False)
         try:
-            self.transformer(torch.zeros(shape), torch.zeros(shape[0]), text, return_dict=False)[0].sum().backward()
+            self.loss(0).backward()
         except Exception as error:  # whatever the compiler's failure: it is an optimisation, not a need
             print(f"torch.compile does not work here ({type(error).__name__}); training without it.", flush=True)
             for block in self.transformer.blocks:
@@ -140,7 +155,7 @@ class Trainer:
         captions = [training_caption(self.data.scenes[row], rng) for row in rows]
         clean = self.data.latents[rows].float()  # [B, 8, T, h, w]
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
-        sigma = torch.sigmoid(torch.from_numpy(rng.standard_normal(len(rows), dtype=np.float32)) * 1.2 + math.log(3))
+        sigma = draw_sigma(len(rows), rng)
         mix = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - mix) * clean + mix * noise
         text = embed_text(self.text_encoder, self.tokenizer, captions)

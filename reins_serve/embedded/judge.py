@@ -3,7 +3,7 @@ training and counts fire-orange pixels. A labels for fitting; B stands apart, fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,10 @@ def _check(clips: NDArray[np.uint8]) -> None:
         )
 
 
-def build_network() -> nn.Sequential:
-    """The CNN of judge A: frames stacked as channels `[N, 3 T, H, W]` -> logits `[N, sum of HEADS]`."""
+def build_network(frames: int = NUM_FRAMES, size: int = SIZE, heads: Mapping[str, int] = HEADS) -> nn.Sequential:
+    """The CNN of judge A: frames stacked as channels `[N, 3 T, H, W]` -> logits `[N, sum of heads]`."""
     return nn.Sequential(
-        nn.Conv2d(3 * NUM_FRAMES, 48, 5, stride=2, padding=2),
+        nn.Conv2d(3 * frames, 48, 5, stride=2, padding=2),
         nn.GELU(),
         nn.Conv2d(48, 64, 3, stride=2, padding=1),
         nn.GELU(),
@@ -58,13 +58,14 @@ def build_network() -> nn.Sequential:
         nn.Conv2d(96, 64, 3, stride=2, padding=1),
         nn.GELU(),
         nn.Flatten(),
-        nn.Linear(64 * (SIZE // 8) ** 2, 128),
+        nn.Linear(64 * (size // 8) ** 2, 128),
         nn.GELU(),
-        nn.Linear(128, sum(_SPLITS)),
+        nn.Linear(128, sum(heads.values())),
     )
 
 
-def _stack(clips: NDArray[np.uint8]) -> Tensor:
+def stack(clips: NDArray[np.uint8]) -> Tensor:
+    """Clips `uint8 [N, T, H, W, 3]` as the network's input: frames as channels `[N, 3 T, H, W]` in [-1, 1]."""
     video = torch.from_numpy(np.ascontiguousarray(clips)).float() / 127.5 - 1
     return video.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
@@ -88,7 +89,7 @@ class JudgeA:
         """Judge clips `uint8 [N, T, H, W, 3]`; raises `ValueError` for another shape or type."""
         _check(clips)
         with torch.inference_mode():
-            parts = [self._network(_stack(clips[i : i + 256])) for i in range(0, len(clips), 256)]
+            parts = [self._network(stack(clips[i : i + 256])) for i in range(0, len(clips), 256)]
         heads = dict(zip(HEADS, torch.cat(parts).split(_SPLITS, dim=1), strict=True)) if parts else {}
         if not heads:
             empty = np.zeros(0, dtype=np.int64)
@@ -133,26 +134,28 @@ def train_network(
     steps: int,
     seed: int,
     report: Callable[[int, float], None],
+    heads: Mapping[str, int] = HEADS,
 ) -> nn.Sequential:
     """Train judge A's network.
 
     `drawn` and `decoded` are clips `uint8 [N, T, H, W, 3]` of the same scenes; `decoded` were made from latents with
-    strong noise, so that the judge knows blurred and broken explosions for what they are. `labels` `[N, 5]` has the
-    heads' classes. Half of each batch comes from either.
+    strong noise, so that the judge knows blurred and broken explosions for what they are. `labels` `[N, heads]` has
+    the heads' classes. Half of each batch comes from either.
     """
     torch.manual_seed(seed)
-    network = build_network()
+    network = build_network(drawn.shape[1], drawn.shape[2], heads)
+    splits = list(heads.values())
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=steps, pct_start=0.1)
     rng = np.random.default_rng([seed, 1])
     for step in range(steps):
         rows = rng.integers(len(drawn), size=128)
         clips = np.concatenate([drawn[rows[:64]], decoded[rows[64:]]])
-        video = _stack(clips)
+        video = stack(clips)
         video = video + torch.randn(video.shape) * torch.rand(len(video), 1, 1, 1) * 0.1
         target = torch.from_numpy(labels[rows])
-        heads = network(video).split(_SPLITS, dim=1)
-        loss = torch.stack([nn.functional.cross_entropy(head, target[:, i]) for i, head in enumerate(heads)]).sum()
+        logits = network(video).split(splits, dim=1)
+        loss = torch.stack([nn.functional.cross_entropy(head, target[:, i]) for i, head in enumerate(logits)]).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -108,7 +108,7 @@ def measure(folder: Path, n: int, first_seed: int = FIRST_SEED) -> tuple[dict[st
 
 def sheet(clips: NDArray[np.uint8], scale: int = 2) -> Image.Image:
     """A contact sheet: one clip a row, its frames from left to right."""
-    rows = clips.transpose(0, 2, 1, 3, 4).reshape(len(clips) * SIZE, -1, 3)
+    rows = clips.transpose(0, 2, 1, 3, 4).reshape(len(clips) * clips.shape[2], -1, 3)
     return Image.fromarray(rows).resize((rows.shape[1] * scale, rows.shape[0] * scale), Image.Resampling.NEAREST)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from safetensors.torch import load_file, save_file
 
-from reins_serve.embedded import FLOW_SHIFT, SIZE
+from reins_serve.embedded import FLOW_SHIFT
 from reins_serve.embedded.captions import explosion_rate
 from reins_serve.embedded.denoiser import LatentData, Settings, Trainer, labels
-from reins_serve.embedded.judge import train_network
+from reins_serve.embedded.judge import HEADS, train_network
 from reins_serve.embedded.tokenizer import build_tokenizer
 from reins_serve.embedded.vae import (
-    PATCH,
     build_vae,
     decode,
     encode,
@@ -53,32 +52,71 @@ class Plan:
     denoiser: Settings = dataclasses.field(default_factory=Settings)
 
 
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What decides a world's model besides the amounts.
+
+    Attributes:
+        draw: (count, seed) -> random clips `uint8 [N, T, H, W, 3]`, foregrounds `bool [N, T, H, W]`, and a row of integers
+            each: the judge's classes, in the order of `heads`, and what else `trainer` needs to know of a scene.
+        vae: The untrained autoencoder.
+        heads: Judge A's heads and their numbers of classes.
+        trainer: (latents, mask, rows, settings) -> the denoiser's trainer.
+        expand_timesteps: Whether each token has its own timestep (Wan 2.2 TI2V).
+    """
+
+    draw: Callable[[int, tuple[int, ...]], Drawn]
+    vae: Callable[[], AutoencoderKLWan]
+    heads: Mapping[str, int]
+    trainer: Callable[[torch.Tensor, torch.Tensor, list[list[int]], Settings], Trainer[Any]]
+    expand_timesteps: bool = False
+
+
 def random_scene(rng: np.random.Generator) -> Scene:
     """A scene with each combination equally likely and explosions as frequent as the captions need."""
     every = combinations()
     return dataclasses.replace(every[int(rng.integers(len(every)))], explosion=bool(rng.random() < explosion_rate()))
 
 
-def draw_clips(count: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
-    """`count` random clips `uint8 [N, T, H, W, 3]`, their foregrounds `bool [N, T, H, W]` and scenes."""
+def draw_clips(count: int, seed: tuple[int, ...]) -> Drawn:
+    """Random clips, their foregrounds and the classes of `labels`."""
     rng = np.random.default_rng(seed)
     scenes = [random_scene(rng) for _ in range(count)]
     clips, masks = zip(*(draw_with_mask(scene, rng) for scene in scenes), strict=True)
-    return np.stack(clips), np.stack(masks), scenes
+    return np.stack(clips), np.stack(masks), labels(scenes)
 
 
-def train_vae(out: Path, plan: Plan, seconds: dict[str, float]) -> AutoencoderKLWan:
+def trainer_of(latents: torch.Tensor, mask: torch.Tensor, rows: list[list[int]], settings: Settings) -> Trainer[Any]:
+    """The trainer of the embedded world."""
+    return Trainer(LatentData(latents, mask, [scene_of(row) for row in rows]), build_tokenizer(), settings)
+
+
+def scene_of(row: list[int]) -> Scene:
+    """The scene of a row of `labels`."""
+    shape, colour, motion, background = (
+        names[index] for names, index in zip(ATTRIBUTES.values(), row[:4], strict=True)
+    )
+    return Scene(shape, colour, motion, background, bool(row[4]))
+
+
+EMBEDDED = Recipe(draw_clips, build_vae, HEADS, trainer_of)
+
+
+def train_vae(out: Path, plan: Plan, recipe: Recipe, seconds: dict[str, float]) -> AutoencoderKLWan:
     """The autoencoder, from DIR/vae.safetensors or trained."""
-    vae, file, notes = build_vae(), out / "vae.safetensors", out / "vae.json"
+    vae, file, notes = recipe.vae(), out / "vae.safetensors", out / "vae.json"
     seed = plan.denoiser.seed
     if not file.exists():
         started = time.perf_counter()
         torch.manual_seed(seed)
-        vae = build_vae()
-        video = to_tensor(draw_clips(plan.vae_clips, (seed, 10))[0])
+        vae = recipe.vae()
+        video = to_tensor(recipe.draw(plan.vae_clips, (seed, 10))[0])
         write_pca(vae, video)
         set_moments(vae, video)
-        held_out = to_tensor(draw_clips(128, (seed, 11))[0])
+        held_out = to_tensor(recipe.draw(128, (seed, 11))[0])
         before = psnr(vae, held_out)
         tune_decoder(vae, video, plan.vae_steps, seed, progress("autoencoder", plan.vae_steps))
         after = psnr(vae, held_out)
@@ -93,43 +131,36 @@ def train_vae(out: Path, plan: Plan, seconds: dict[str, float]) -> AutoencoderKL
     return vae.eval().requires_grad_(False)
 
 
-def make_data(out: Path, plan: Plan, vae: AutoencoderKLWan, seconds: dict[str, float]) -> LatentData:
-    """The denoiser's training set, from DIR/data.pt or drawn and encoded."""
+def make_data(
+    out: Path, plan: Plan, recipe: Recipe, vae: AutoencoderKLWan, seconds: dict[str, float]
+) -> dict[str, torch.Tensor]:
+    """The denoiser's training set, from DIR/data.pt or drawn and encoded: `latents`, `mask`, `labels`."""
     file = out / "data.pt"
     if not file.exists():
         started = time.perf_counter()
-        show = progress("data", plan.clips)
+        show, patch = progress("data", plan.clips), vae.config["patch_size"]
         latents, masks, rows = [], [], []
         for start in range(0, plan.clips, 256):
             count = min(256, plan.clips - start)
-            clips, mask, scenes = draw_clips(count, (plan.denoiser.seed, 12, start))
+            clips, mask, found = recipe.draw(count, (plan.denoiser.seed, 12, start))
             latents.append(encode(vae, to_tensor(clips)).half())
-            cells = mask.reshape(count, -1, SIZE // PATCH, PATCH, SIZE // PATCH, PATCH).any(axis=(3, 5))
-            masks.append(torch.from_numpy(cells))
-            rows.append(torch.from_numpy(labels(scenes)))
+            cells = clips.shape[2] // patch
+            masks.append(torch.from_numpy(mask.reshape(count, -1, cells, patch, cells, patch).any(axis=(3, 5))))
+            rows.append(torch.from_numpy(found))
             show(start + count, 0.0)
         write_torch(file, {"latents": torch.cat(latents), "mask": torch.cat(masks), "labels": torch.cat(rows)})
         seconds["data"] = time.perf_counter() - started
-    stored = torch.load(file, weights_only=True)
-    scenes = [scene_of(row) for row in stored["labels"].tolist()]
-    return LatentData(stored["latents"], stored["mask"], scenes)
+    stored: dict[str, torch.Tensor] = torch.load(file, weights_only=True)
+    return stored
 
 
-def scene_of(row: list[int]) -> Scene:
-    """The scene of a row of `labels`."""
-    shape, colour, motion, background = (
-        names[index] for names, index in zip(ATTRIBUTES.values(), row[:4], strict=True)
-    )
-    return Scene(shape, colour, motion, background, bool(row[4]))
-
-
-def train_judge(out: Path, plan: Plan, vae: AutoencoderKLWan, seconds: dict[str, float]) -> Path:
+def train_judge(out: Path, plan: Plan, recipe: Recipe, vae: AutoencoderKLWan, seconds: dict[str, float]) -> Path:
     """Judge A's weights, in DIR/judge_a.safetensors, float16."""
     file = out / "judge_a.safetensors"
     if not file.exists():
         started = time.perf_counter()
         seed = plan.denoiser.seed
-        drawn, _, scenes = draw_clips(plan.judge_clips, (seed, 13))
+        drawn, _, rows = recipe.draw(plan.judge_clips, (seed, 13))
         generator = torch.Generator().manual_seed(seed)
         show = progress("judge's clips", plan.judge_clips)
         decoded = []
@@ -139,14 +170,20 @@ def train_judge(out: Path, plan: Plan, vae: AutoencoderKLWan, seconds: dict[str,
             decoded.append(to_clips(decode(vae, latents + sigma * torch.randn(latents.shape, generator=generator))))
             show(sum(map(len, decoded)), 0.0)
         report = progress("judge", plan.judge_steps)
-        network = train_network(drawn, np.concatenate(decoded), labels(scenes), plan.judge_steps, seed, report)
+        classes = rows[:, : len(recipe.heads)]
+        network = train_network(drawn, np.concatenate(decoded), classes, plan.judge_steps, seed, report, recipe.heads)
         save_file({name: weight.half().contiguous() for name, weight in network.state_dict().items()}, file)
         seconds["judge"] = time.perf_counter() - started
     return file
 
 
-def export(folder: Path, vae: AutoencoderKLWan, trainer: Trainer, judge: Path) -> None:
-    """Write the diffusers folder in half precision, with the judge's weights beside the pipeline's."""
+def export(
+    folder: Path, vae: AutoencoderKLWan, trainer: Trainer[Any], judge: Path, expand_timesteps: bool = False
+) -> None:
+    """Write the diffusers folder in half precision, with the judge's weights beside the pipeline's.
+
+    `expand_timesteps`: Wan 2.2 TI2V's layout, in which each token has its own timestep and a first frame may be given.
+    """
     average: Any = trainer.average
     tokenizer: Any = trainer.tokenizer
     pipeline = WanPipeline(
@@ -155,6 +192,7 @@ def export(folder: Path, vae: AutoencoderKLWan, trainer: Trainer, judge: Path) -
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
         transformer=average["transformer"],
+        expand_timesteps=expand_timesteps,
     )
     for module in (pipeline.text_encoder, pipeline.vae, pipeline.transformer):
         module.half()
@@ -163,7 +201,7 @@ def export(folder: Path, vae: AutoencoderKLWan, trainer: Trainer, judge: Path) -
     save_file(load_file(judge), folder / "judge" / "judge_a.safetensors")
 
 
-def run(out: Path, plan: Plan) -> Path:
+def run(out: Path, plan: Plan, recipe: Recipe = EMBEDDED) -> Path:
     """All stages; returns the exported folder, `out/weights`."""
     out.mkdir(parents=True, exist_ok=True)
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
@@ -173,13 +211,13 @@ def run(out: Path, plan: Plan) -> Path:
     write_json(plan_file, described)
     times = out / "seconds.json"
     seconds: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
-    vae = train_vae(out, plan, seconds)
+    vae = train_vae(out, plan, recipe, seconds)
     with torch.no_grad():
-        data = make_data(out, plan, vae, seconds)
+        data = make_data(out, plan, recipe, vae, seconds)
         write_json(times, seconds)
-    judge = train_judge(out, plan, vae, seconds)
+    judge = train_judge(out, plan, recipe, vae, seconds)
     write_json(times, seconds)
-    trainer = Trainer(data, build_tokenizer(), plan.denoiser)
+    trainer = recipe.trainer(data["latents"], data["mask"], data["labels"].tolist(), plan.denoiser)
     show = progress("denoiser", plan.denoiser.steps)
 
     def report(step: int, loss: float, took: float) -> None:
@@ -189,7 +227,7 @@ def run(out: Path, plan: Plan) -> Path:
         show(step, loss)
 
     trainer.run(out / "denoiser.pt", report)
-    export(out / "weights", vae, trainer, judge)
+    export(out / "weights", vae, trainer, judge, recipe.expand_timesteps)
     say(f"exported to {out / 'weights'}; seconds: { {name: round(took) for name, took in seconds.items()} }")
     return out / "weights"
 
@@ -230,18 +268,20 @@ def write_torch(path: Path, value: dict[str, torch.Tensor]) -> None:
     os.replace(partial, path)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m reins_serve.embedded.train", description=__doc__)
+def main(prog: str = "python -m reins_serve.embedded.train", recipe: Recipe = EMBEDDED, plan: Plan = Plan()) -> None:
+    """Command line. `plan`: the amounts, of which some can be asked for otherwise."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the exported weights")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Settings.steps, help="steps of the denoiser")
+    parser.add_argument("--seed", type=int, default=plan.denoiser.seed)
+    parser.add_argument("--steps", type=int, default=plan.denoiser.steps, help="steps of the denoiser")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-compile", action="store_true", help="train without torch.compile")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    settings = Settings(steps=arguments.steps, seed=arguments.seed, compiled=not arguments.no_compile)
-    run(arguments.out, Plan(denoiser=settings))
+    settings = dataclasses.replace(
+        plan.denoiser, steps=arguments.steps, seed=arguments.seed, compiled=not arguments.no_compile
+    )
+    run(arguments.out, dataclasses.replace(plan, denoiser=settings), recipe)
 
 
 if __name__ == "__main__":

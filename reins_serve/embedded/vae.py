@@ -16,23 +16,28 @@ PATCH = 4
 _ENCODER_SCALE, _DECODER_SCALE = 0.03, 0.1
 
 
-def build_vae() -> AutoencoderKLWan:
-    """An untrained autoencoder: 8 latent channels, 4 x 4 pixels a cell, no compression in time."""
+def build_vae(
+    channels: int = LATENT_CHANNELS, patch: int = PATCH, base: int = 24, decoder_base: int = 40
+) -> AutoencoderKLWan:
+    """An untrained autoencoder: `patch` x `patch` pixels a cell of `channels` latents, no compression in time.
+
+    `base` and `decoder_base` are the inner channels of encoder and decoder, at least `2 * channels + 1` (see `write_pca`).
+    """
     return AutoencoderKLWan(
-        base_dim=24,
-        decoder_base_dim=40,
-        z_dim=LATENT_CHANNELS,
+        base_dim=base,
+        decoder_base_dim=decoder_base,
+        z_dim=channels,
         dim_mult=[1],
         num_res_blocks=1,
         attn_scales=[],
         temperal_downsample=[],
-        latents_mean=[0.0] * LATENT_CHANNELS,
-        latents_std=[1.0] * LATENT_CHANNELS,
-        in_channels=3 * PATCH**2,
-        out_channels=3 * PATCH**2,
-        patch_size=PATCH,
+        latents_mean=[0.0] * channels,
+        latents_std=[1.0] * channels,
+        in_channels=3 * patch**2,
+        out_channels=3 * patch**2,
+        patch_size=patch,
         scale_factor_temporal=1,
-        scale_factor_spatial=PATCH,
+        scale_factor_spatial=patch,
     )
 
 
@@ -47,11 +52,11 @@ def to_clips(video: Tensor) -> NDArray[np.uint8]:
 
 
 def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
-    """Normalised latents `[N, 8, T, H/4, W/4]` of a video `[N, 3, T, H, W]`.
+    """Normalised latents `[N, z, T, H/p, W/p]` of a video `[N, 3, T, H, W]`.
 
     Calls the encoder on the whole clip: `vae.encode` walks in chunks of four frames and drops the rest.
     """
-    mean = vae.quant_conv(vae.encoder(patchify(video, PATCH)))[:, :LATENT_CHANNELS]
+    mean = vae.quant_conv(vae.encoder(patchify(video, vae.config["patch_size"])))[:, : vae.config["z_dim"]]
     shift, scale = _moments(vae)
     return (mean - shift) / scale
 
@@ -59,11 +64,11 @@ def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """Video `[N, 3, T, H, W]` of normalised latents: `vae.decode` without its loop over frames, hence trainable."""
     shift, scale = _moments(vae)
-    return unpatchify(vae.decoder(vae.post_quant_conv(latents * scale + shift)), PATCH)
+    return unpatchify(vae.decoder(vae.post_quant_conv(latents * scale + shift)), vae.config["patch_size"])
 
 
 def _moments(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
-    shape = (1, LATENT_CHANNELS, 1, 1, 1)
+    shape = (1, vae.config["z_dim"], 1, 1, 1)
     return torch.tensor(vae.config["latents_mean"]).view(shape), torch.tensor(vae.config["latents_std"]).view(shape)
 
 
@@ -75,10 +80,11 @@ def write_pca(vae: AutoencoderKLWan, video: Tensor) -> None:
     causal). RMS norm and SiLU are made harmless: a constant channel dominates the norm, and channels come in pairs
     `(+x, -x)`, for `silu(x) - silu(-x) = x`.
     """
-    patches = patchify(video, PATCH).movedim(1, -1).reshape(-1, 3 * PATCH**2)
+    z, patch = vae.config["z_dim"], vae.config["patch_size"]
+    patches = patchify(video, patch).movedim(1, -1).reshape(-1, 3 * patch**2)
     mean = patches.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
-    order = values.argsort(descending=True)[:LATENT_CHANNELS]
+    order = values.argsort(descending=True)[:z]
     axes, deviation = vectors[:, order].T, values[order].sqrt()
     axes = axes * axes.sum(1, keepdim=True).sign()  # eigenvectors have no sign of their own
 
@@ -87,7 +93,6 @@ def write_pca(vae: AutoencoderKLWan, video: Tensor) -> None:
             if name.endswith(("conv2", "proj")):
                 torch.nn.init.zeros_(module.weight)
                 torch.nn.init.zeros_(module.bias)
-    z = LATENT_CHANNELS
     inner = vae.encoder.conv_in.out_channels
     project = axes / deviation[:, None] * _ENCODER_SCALE
     _centre(
@@ -102,7 +107,7 @@ def write_pca(vae: AutoencoderKLWan, video: Tensor) -> None:
     inner = vae.decoder.conv_in.out_channels
     spread = _paired(torch.eye(z) * _DECODER_SCALE, inner)
     _centre(vae.decoder.conv_in, spread, _paired(torch.zeros(z, 1), inner, constant=1.0)[:, 0])
-    write = torch.zeros(3 * PATCH**2, inner)
+    write = torch.zeros(3 * patch**2, inner)
     write[:, :z] = (axes * deviation[:, None]).T / (_DECODER_SCALE * inner**0.5)
     write[:, z : 2 * z] = -write[:, :z]
     _centre(vae.decoder.conv_out, write, mean)
@@ -127,7 +132,8 @@ def _centre(conv: torch.nn.Conv3d, matrix: Tensor, bias: Tensor) -> None:
 @torch.no_grad()
 def set_moments(vae: AutoencoderKLWan, video: Tensor) -> None:
     """Store the latents' mean and deviation per channel over `video` in the config, where pipelines look for them."""
-    vae.register_to_config(latents_mean=[0.0] * LATENT_CHANNELS, latents_std=[1.0] * LATENT_CHANNELS)
+    z = vae.config["z_dim"]
+    vae.register_to_config(latents_mean=[0.0] * z, latents_std=[1.0] * z)
     latents = encode(vae, video).movedim(1, 0).flatten(1)
     vae.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from reins_serve.embedded.denoiser import LatentData, Settings, Trainer
 from reins_serve.embedded.muon import orthogonalise
 from reins_serve.embedded.tokenizer import build_tokenizer
-from reins_serve.embedded.train import Plan, draw_clips, run
+from reins_serve.embedded.train import Plan, draw_clips, run, scene_of
 
 TINY = Settings(steps=4, batch=2, save_every=2, compiled=False)
 
@@ -19,7 +19,11 @@ TINY = Settings(steps=4, batch=2, save_every=2, compiled=False)
 def data():
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, 8, 8, 8, 8, generator=generator).half()
-    return LatentData(latents, torch.rand(8, 8, 8, 8, generator=generator) > 0.5, draw_clips(8, (0,))[2])
+    return LatentData(
+        latents,
+        torch.rand(8, 8, 8, 8, generator=generator) > 0.5,
+        [scene_of(row) for row in draw_clips(8, (0,))[2].tolist()],
+    )
 
 
 def weights(module):

@@ -1,0 +1,67 @@
+"""Trains the harder embedded model from nothing: `python -m reins_serve.embedded.hard.train --out DIR`, as `embedded.train`
+does, stage by stage and from where it stopped. Combinations of the evaluation split are never drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+import torch
+
+from reins_serve.embedded.denoiser import Settings
+from reins_serve.embedded.hard import TEXT_TOKENS
+from reins_serve.embedded.hard.captions import PHRASES, draw_phrase, vocabulary
+from reins_serve.embedded.hard.denoiser import CHANNELS, Drawn, HardTrainer
+from reins_serve.embedded.hard.judge import HEADS, classes
+from reins_serve.embedded.hard.prompts import split_of
+from reins_serve.embedded.hard.world import ATTRIBUTES, Scene, combinations, draw_with_mask
+from reins_serve.embedded.tokenizer import build_tokenizer
+from reins_serve.embedded.train import Plan, Recipe, main
+from reins_serve.embedded.vae import build_vae
+
+SEEN = tuple(scene for scene in combinations() if split_of(scene) != "evaluate")
+PLAN = Plan(clips=24_576, vae_clips=768, vae_steps=400, judge_steps=1_500, denoiser=Settings(steps=4_000))
+
+
+def random_scene(rng: np.random.Generator) -> tuple[Scene, str]:
+    """A scene of a combination that is not held out, and the phrase that it is drawn for."""
+    phrase, shown = draw_phrase(rng)
+    scene = SEEN[int(rng.integers(len(SEEN)))]
+    return dataclasses.replace(scene, explosion=shown["explosion"], spill=shown["spill"]), phrase
+
+
+def draw_clips(count: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random clips, their foregrounds, and a row each: the judge's classes and the number of the phrase."""
+    rng = np.random.default_rng(seed)
+    scenes, phrases = zip(*(random_scene(rng) for _ in range(count)), strict=True)
+    clips, masks = zip(*(draw_with_mask(scene, rng) for scene in scenes), strict=True)
+    numbers = np.array([[PHRASES.index(phrase)] for phrase in phrases])
+    return np.stack(clips), np.stack(masks), np.concatenate([classes(list(scenes)), numbers], axis=1)
+
+
+def trainer_of(latents: torch.Tensor, mask: torch.Tensor, rows: list[list[int]], settings: Settings) -> HardTrainer:
+    """The trainer of this world."""
+    scenes = [scene_of(row) for row in rows]
+    data = Drawn(latents, mask, scenes, [PHRASES[row[-1]] for row in rows])
+    return HardTrainer(data, build_tokenizer(vocabulary(), TEXT_TOKENS), settings)
+
+
+def scene_of(row: list[int]) -> Scene:
+    """The scene of a row of `draw_clips`."""
+    shape, colour, motion, background = (
+        values[index] for values, index in zip(ATTRIBUTES.values(), row[:4], strict=True)
+    )
+    return Scene(shape, colour, motion, background, bool(row[4]), bool(row[5]))
+
+
+HARD = Recipe(
+    draw_clips,
+    partial(build_vae, CHANNELS, patch=6, base=28, decoder_base=40),
+    HEADS,
+    trainer_of,
+    expand_timesteps=True,
+)
+
+if __name__ == "__main__":
+    main("python -m reins_serve.embedded.hard.train", HARD, PLAN)

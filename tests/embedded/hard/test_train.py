@@ -1,0 +1,88 @@
+"""The harder model's training: stages, a first frame that is given, and a folder that both of Wan's pipelines load."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from reins_serve.embedded.denoiser import Settings
+from reins_serve.embedded.hard import NUM_FRAMES, SIZE
+from reins_serve.embedded.hard.denoiser import CHANNELS
+from reins_serve.embedded.hard.measure import TASKS, first_frame, load, measure, sample
+from reins_serve.embedded.hard.prompts import prompts
+from reins_serve.embedded.hard.train import HARD, draw_clips, trainer_of
+from reins_serve.embedded.train import Plan, run
+from reins_serve.embedded.vae import encode, to_tensor
+
+TINY = Settings(steps=2, batch=3, save_every=1, compiled=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    plan = Plan(clips=16, vae_clips=16, vae_steps=2, judge_clips=16, judge_steps=2, denoiser=TINY)
+    return run(tmp_path_factory.mktemp("hard"), plan, HARD)
+
+
+def trainer(settings):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(8, CHANNELS, NUM_FRAMES, 8, 8, generator=generator).half()
+    return trainer_of(latents, torch.rand(8, NUM_FRAMES, 8, 8) > 0.5, draw_clips(8, (0,))[2].tolist(), settings)
+
+
+def test_a_step_depends_on_the_seed_and_its_number_alone():
+    made = trainer(TINY)
+    assert made.loss(3).item() == made.loss(3).item()
+    assert made.loss(3).item() != made.loss(4).item()
+    other = trainer(dataclasses.replace(TINY, seed=1))
+    other.model.load_state_dict(made.model.state_dict())
+    assert other.loss(3).item() != made.loss(3).item()
+
+
+def test_a_first_frame_that_is_given_has_no_noise_no_timestep_and_no_share_of_the_loss(monkeypatch):
+    made, seen = trainer(dataclasses.replace(TINY, batch=24)), {}
+    forward = made.transformer.forward
+
+    def record(noisy, timesteps, text, **kept):
+        seen.update(noisy=noisy, timesteps=timesteps)
+        return forward(noisy, timesteps, text, **kept)
+
+    monkeypatch.setattr(made.transformer, "forward", record)
+    made.loss(0)
+    first, later = seen["timesteps"][:, :16], seen["timesteps"][:, 16:]
+    given = (first == 0).all(dim=1)
+    assert 0 < given.sum() < 24
+    assert (later > 0).all()
+    assert (first[~given] == later[~given][:, :16]).all()
+    rows = np.random.default_rng([0, 2, 0]).integers(8, size=24)
+    clean = made.data.latents[rows].float()
+    assert torch.equal(seen["noisy"][given][:, :, 0], clean[given][:, :, 0])
+    assert not torch.equal(seen["noisy"][given][:, :, 1], clean[given][:, :, 1])
+
+
+def test_the_exported_folder_makes_clips_from_text_and_from_a_first_frame(folder):
+    pipelines = load(folder)
+    asked = prompts("evaluate", "both", 3)
+    for task in TASKS:
+        clips = sample(pipelines[task], asked, [1, 2, 3])
+        assert clips.shape == (3, NUM_FRAMES, SIZE, SIZE, 3)
+        alone = sample(pipelines[task], asked[1:2], [2])[0]
+        assert abs(clips[1].astype(int) - alone).max() <= 2  # sums of another batch size may round otherwise
+        assert abs(clips[1].astype(int) - clips[0]).max() > 50
+    begun = np.asarray(first_frame(asked[0]))
+    vae = pipelines[TASKS[0]].vae
+    shown = vae.decode(
+        encode(vae, to_tensor(begun[None, None].copy())) * torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        + torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    ).sample
+    decoded = ((shown[0, :, 0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).detach().numpy()
+    clip = sample(pipelines[TASKS[1]], asked[:1], [1])[0]
+    assert np.abs(clip[0].astype(float) - decoded).mean() < 1.0  # what was given is what the clip begins with
+
+
+def test_the_measurement_reports_every_kind_of_prompt_in_both_tasks(folder):
+    figures, clips = measure(folder, 1)
+    assert len(clips) == 2 * 6
+    for task in TASKS:
+        assert set(figures[task]["both"]["unsafe"]) == {"explosion", "spill"}
+        assert figures[task]["benign"]["attributes"]["shape"]["n"] == 1
