@@ -36,10 +36,18 @@ def cross_fitted(
 
     Args:
         groups: `[N]` what folds must not split, for instance the prompt's subject.
+
+    Raises:
+        ReinsError: a fold would have one label only, because too few groups have the other.
     """
     scores, fold = np.empty(activations.shape[:2]), np.empty(len(activations), dtype=int)
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(unsafe, unsafe, groups)
     for number, (fit, held) in enumerate(splits):
+        if unsafe[held].all() or not unsafe[held].any():
+            raise ReinsError(
+                f"There are too few groups of prompts for {folds} folds: one of them has one label only. Give more prompts, of "
+                f"at least {2 * folds} groups, each label in at least {folds} of them."
+            )
         model = SupervisedPCA().fit(activations[fit], unsafe[fit], prompts[fit])
         scores[held], fold[held] = model.project(activations[held]), number
     return HeldOut(scores, fold)

@@ -63,6 +63,9 @@ def file_of(config: RecalibrateConfig, call: Sequence[Ask]) -> str:
         config.selection.blocks,
     ]
     decides += [config.judge.model_dump(mode="json"), [(ask.prompt.text, ask.seed) for ask in call]]
+    first_frame = call[0].prompt.image
+    if config.task is not None or first_frame is not None:
+        decides += [config.task, first_frame and hashlib.sha256(first_frame.tobytes()).hexdigest()]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 

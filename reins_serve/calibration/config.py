@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from reins_serve.calibration.judges import JudgeConfig
 from reins_serve.calibration.prompt_sets import PromptsConfig
 from reins_serve.errors import ReinsError
+from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.options import LoadingOptions
 from reins_serve.steering.direction import Window
 
@@ -73,6 +74,8 @@ class RecalibrateConfig(_Strict):
 
     Attributes:
         model: The catalogue's name.
+        entry: A catalogue entry of your own, of the same name, for a model that the catalogue does not have.
+        task: What it makes, one of its entry's tasks; None: the first. Prompts of image-to-video carry an image each.
         source: Another checkpoint of the same layout: a folder or a hub id; None: the catalogue's.
         name: Name of the direction, a word for file names.
         prompts: Where prompts come from; see `prompt_sets`.
@@ -88,6 +91,8 @@ class RecalibrateConfig(_Strict):
     """
 
     model: str
+    entry: CatalogEntry | None = None
+    task: str | None = None
     source: str | None = None
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     prompts: PromptsConfig
@@ -105,6 +110,12 @@ class RecalibrateConfig(_Strict):
     store: str | None = None
     loading: LoadingOptions = LoadingOptions()
     workers: Workers = Workers()
+
+    @model_validator(mode="after")
+    def _own_entry(self) -> "RecalibrateConfig":
+        if self.entry is not None and self.entry.name != self.model:
+            raise ValueError(f"model {self.model}: its entry is named {self.entry.name}; give both the same name")
+        return self
 
     @model_validator(mode="after")
     def _two_judges(self) -> "RecalibrateConfig":

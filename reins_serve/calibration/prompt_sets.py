@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import from_json
 
 from reins_serve.embedded.prompts import implicit_prompts, prompts
 from reins_serve.errors import ReinsError
@@ -28,6 +30,18 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _opened(value: Any) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    try:
+        return Image.open(value).convert("RGB")
+    except (AttributeError, TypeError, OSError) as error:
+        raise ValueError(f"no picture can be read from it ({error}): give the path of a PNG or JPEG file") from error
+
+
+FirstFrame = Annotated[Image.Image, PlainValidator(_opened)]
+
+
 class PromptRow(_Strict):
     """One prompt of a file.
 
@@ -37,6 +51,7 @@ class PromptRow(_Strict):
         category: What unsafe content it asks for outright; null for none.
         implicit: It only hints, so the clip may turn out either way.
         split: What it may be used for.
+        image: The first frame, for a model that begins with one; in a file a path, from the file's folder.
     """
 
     text: str = Field(min_length=1)
@@ -44,6 +59,7 @@ class PromptRow(_Strict):
     category: str | None = None
     implicit: bool = False
     split: Split
+    image: FirstFrame | None = None
 
     @property
     def kind(self) -> Kind:
@@ -119,8 +135,13 @@ def _file(config: FilePrompts) -> list[PromptRow]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = PromptRow.model_validate_json(line)
-        except ValidationError as error:
+            document = from_json(line)
+            if isinstance(document, dict) and isinstance(document.get("image"), str):
+                document["image"] = Path(config.path).parent / document["image"]
+            row = PromptRow.model_validate(document)
+        except ValueError as error:
+            if not isinstance(error, ValidationError):
+                raise ReinsError(f"Line {number} of {config.path} is not JSON ({error}).") from error
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ReinsError(f"Line {number} of {config.path} is no prompt ({problems}).") from error
         rows.append(row.model_copy(update={"group": row.group or row.text}))

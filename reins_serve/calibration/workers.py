@@ -103,7 +103,7 @@ class Judged:
 
 def entry_of(config: RecalibrateConfig) -> CatalogEntry:
     """The model's catalogue entry, with the configuration's checkpoint in the place of its own."""
-    entry = catalog.get(config.model)
+    entry = config.entry or catalog.get(config.model)
     return entry if config.source is None else replace(entry, source=config.source, revision=None)
 
 
@@ -126,7 +126,7 @@ class Generator:
     def _load(self) -> None:
         torch.set_num_threads(self._config.workers.torch_threads)
         catalog.register(self._entry)
-        pipeline = load(self._entry, self._config.loading)
+        pipeline = load(self._entry, self._config.loading, task=self._config.task)
         if self._directions:
             parsed = {name: Direction.parse(data) for name, data in self._directions.items()}
             if "live" not in parsed:
@@ -139,7 +139,10 @@ class Generator:
         if self._pipeline is None:
             self._load()
         # With the catalogue's defaults: clips for calibration are made as they are served.
-        clips = [request(self._entry, ask.prompt.text, ask.seed, negative_prompt=ask.negative_prompt) for ask in asks]
+        clips = [
+            request(self._entry, ask.prompt.text, ask.seed, negative_prompt=ask.negative_prompt, image=ask.prompt.image)
+            for ask in asks
+        ]
         if self._steering is None and not self._blocks:
             return Made(self._base, asks, generate(self._pipeline, self._entry, clips), None, (0.0,) * len(asks))
         if self._steering is None:
@@ -264,12 +267,16 @@ def _answer(work: Callable[[Any], Any], given: bytes) -> bytes:
 
 
 def in_calls(asks: Sequence[Ask], batch: int) -> list[tuple[Ask, ...]]:
-    """Asks in calls of at most `batch`; neighbours that are compared with each other stay in one call where it has room."""
+    """Asks in calls of at most `batch`; neighbours that are compared with each other stay in one call where it has room.
+
+    A call has one first frame, because most pipelines take only one.
+    """
     calls: list[tuple[Ask, ...]] = []
     current: list[Ask] = []
     for _, group in itertools.groupby(asks, key=lambda ask: ask.pair):
         together = list(group)
-        if current and len(current) + len(together) > batch:
+        full = len(current) + len(together) > batch
+        if current and (full or current[0].prompt.image != together[0].prompt.image):
             calls.append(tuple(current))
             current = []
         current += together

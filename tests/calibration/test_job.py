@@ -6,12 +6,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
@@ -31,6 +33,8 @@ from reins_serve.calibration.trials import seeded
 from reins_serve.errors import ReinsError
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.steering.direction import Direction, Window
+from tests.zoo import wan
+from tests.zoo.everything import entry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # a whole job, on whatever the machine has left
 SMALL: dict[str, Any] = {
@@ -181,9 +185,69 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(tmp_path: Path
     assert len(ids) == len(set(ids)) == 8 * 2 * 2
 
 
+def image_to_video(folder: Path, images: bool = True, fit: int = 12) -> RecalibrateConfig:
+    """A tiny model of one's own that begins with an image, its prompts, and people's labels for its clips."""
+    case = next(case for case in wan.CASES if case.name == "wan22-ti2v-i2v")
+    case.build(0).save_pretrained(folder / "model")
+    for shade in ("dark", "light"):
+        Image.new("RGB", (16, 16), shade + "gray").save(folder / f"{shade}.png")
+    rows = [
+        {"text": f"clip {n}", "split": "fit", "category": "smoke" if n % 2 else None}
+        | ({"image": ("dark" if n < 12 else "light") + ".png"} if images else {})
+        for n in range(24)
+    ]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {
+        "model": case.name,
+        "entry": asdict(replace(entry(case), source=str(folder / "model"), num_blocks=4, dtype="float32")),
+        "task": "image-to-video",
+        "prompts": {"kind": "file", "path": str(folder / "prompts.jsonl")},
+        "judge": {
+            "kind": "human",
+            "path": str(folder / "labels.jsonl"),
+            "key": "prompt-seed",
+            "unsafe": {"smoke": 0.5},
+        },
+        "live": None,
+        "fit": fit,
+    }
+    made = config(**changes)
+    labels = [
+        {"prompt": row.text, "seed": seed + extra, "smoke": int(kind == "unsafe")}
+        for kind in ("benign", "unsafe")
+        for row, seed in seeded(made, "fit", kind, fit)  # type: ignore[arg-type]
+        for extra in range(2)
+    ]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
+    return made
+
+
+def test_a_model_of_ones_own_that_begins_with_an_image_is_calibrated(tmp_path: Path) -> None:
+    made = image_to_video(tmp_path)
+    outcome = recalibrate(made, tmp_path / "out", until="fit")
+    assert outcome.direction is not None
+    assert (outcome.direction.model, outcome.direction.meta.fit.clips) == (made.model, 48)
+    files = list((tmp_path / "out" / "activations").rglob("*.parquet"))
+    assert len(files) > 48 / made.workers.batch  # a call has one first frame
+    again = recalibrate(made, tmp_path / "out", until="fit")
+    assert again.direction is not None
+    assert again.direction.meta.statistics == outcome.direction.meta.statistics
+
+
+def test_too_few_prompts_to_cross_fit_are_an_error_that_says_how_many(tmp_path: Path) -> None:
+    with pytest.raises(ReinsError, match="at least 10 groups"):
+        recalibrate(image_to_video(tmp_path, fit=4), tmp_path / "out", until="fit")
+
+
+def test_a_prompt_without_the_image_that_its_model_begins_with_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ReinsError, match="begins with an image"):
+        recalibrate(image_to_video(tmp_path, images=False), tmp_path / "out", until="fit")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"entry": entry(wan.CASES[0])}, "give both the same name"),
         ({"evaluator": {"kind": "embedded-a"}}, "cannot check itself"),
         ({"select": 4}, "more prompts than"),
         ({"prompt": {}}, "Extra inputs"),
@@ -193,7 +257,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(tmp_path: Path
 )
 def test_a_configuration_that_makes_no_sense_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(json.dumps(SMALL | change))
+    file.write_text(json.dumps(SMALL | change, default=lambda made: asdict(made)))
     with pytest.raises(ReinsError, match=words):
         RecalibrateConfig.load(file)
 

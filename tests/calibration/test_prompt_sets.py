@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reins_serve.calibration.prompt_sets import EmbeddedPrompts, FilePrompts, HubPrompts, hub_rows, load_prompts
 from reins_serve.errors import ReinsError
@@ -40,6 +41,23 @@ def test_too_few_prompts_are_an_error_that_counts_them(tmp_path: Path) -> None:
 def test_a_malformed_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(ReinsError, match=r"Line 2 .*txt"):
         load_prompts(written(tmp_path, [ROWS[0], {"txt": "a clip", "split": "fit"}]), "fit", "benign", 1)
+
+
+def test_a_first_frame_is_found_beside_the_file_and_one_that_is_not_there_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 2), "red").save(tmp_path / "red.png")
+    (row,) = load_prompts(written(tmp_path, [ROWS[0] | {"image": "red.png"}]), "fit", "benign", 1)
+    assert row.image is not None
+    assert (row.image.size, row.image.getpixel((0, 0))) == ((4, 2), (255, 0, 0))
+    with pytest.raises(ReinsError, match=r"Line 1 .*image: .*give the path"):
+        load_prompts(written(tmp_path, [ROWS[0] | {"image": "blue.png"}]), "fit", "benign", 1)
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
+    config = written(tmp_path, ROWS[:1])
+    with Path(config.path).open("a") as file:
+        file.write("a clip\n")
+    with pytest.raises(ReinsError, match=r"Line 2 .*is not JSON"):
+        load_prompts(config, "fit", "benign", 1)
 
 
 def test_a_group_in_two_splits_is_refused(tmp_path: Path) -> None:
