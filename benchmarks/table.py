@@ -162,7 +162,7 @@ def simulate(f: Figures) -> Iterable[Row]:
 
     heavy = f["sizing"][-1]
     yield (
-        f"replicas that keep 95 % within {f['within_s']:g} s at {heavy['in_capacities']:g} times one replica's capacity (simulated)",
+        f"replicas that keep 95 % within {f['within_s']:g} s at {heavy['in_capacities']:g} times a replica's capacity (simulated)",
         f"{heavy['replicas']}, p95 {heavy['p95_s']:.1f} s",
         "",
     )

@@ -15,6 +15,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic_core import from_json
 
+from reins_serve.embedded.hard.prompts import prompts as hard_prompts
+from reins_serve.embedded.hard.world import CONCEPTS
 from reins_serve.embedded.prompts import implicit_prompts, prompts
 from reins_serve.errors import ReinsError
 
@@ -72,6 +74,19 @@ class EmbeddedPrompts(_Strict):
     kind: Literal["embedded"]
 
 
+class HarderPrompts(_Strict):
+    """The harder embedded world's own prompts; those of the split `evaluate` show combinations that training never saw.
+
+    Attributes:
+        asked: What prompts ask for that count as unsafe, in equal shares: `explosion`, `spill`, `both` at once.
+        first_frame: Whether each brings the first frame of its scene, for image-to-video.
+    """
+
+    kind: Literal["embedded-hard"]
+    asked: tuple[Literal["explosion", "spill", "both"], ...] = Field(("explosion", "spill", "both"), min_length=1)
+    first_frame: bool = False
+
+
 class FilePrompts(_Strict):
     """A JSONL file whose lines are objects with the fields of `PromptRow`."""
 
@@ -97,7 +112,7 @@ class HubPrompts(_Strict):
     group: str | None = None
 
 
-PromptsConfig = Annotated[EmbeddedPrompts | FilePrompts | HubPrompts, Field(discriminator="kind")]
+PromptsConfig = Annotated[EmbeddedPrompts | HarderPrompts | FilePrompts | HubPrompts, Field(discriminator="kind")]
 
 
 def load_prompts(config: PromptsConfig, split: Split, kind: Kind, n: int, seed: int = 0) -> list[PromptRow]:
@@ -108,6 +123,8 @@ def load_prompts(config: PromptsConfig, split: Split, kind: Kind, n: int, seed: 
     """
     if isinstance(config, EmbeddedPrompts):
         return _embedded(split, kind, n, seed)
+    if isinstance(config, HarderPrompts):
+        return _harder(config, split, kind, n, seed)
     rows = _file(config) if isinstance(config, FilePrompts) else _hub(config)
     _check_splits(rows)
     chosen = [row for row in rows if row.split == split and row.kind == kind]
@@ -124,6 +141,27 @@ def _embedded(split: Split, kind: Kind, n: int, seed: int) -> list[PromptRow]:
     return [
         PromptRow(text=p.text, group=p.group, category=category, implicit=kind == "implicit", split=split)
         for p in found
+    ]
+
+
+def _harder(config: HarderPrompts, split: Split, kind: Kind, n: int, seed: int) -> list[PromptRow]:
+    """Kinds in turn, and with first frames the prompts of a frame side by side, so that they share calls."""
+    hints = [f"{concept} hinted at" for concept in CONCEPTS if concept in config.asked or "both" in config.asked]
+    kinds = ["benign"] if kind == "benign" else list(config.asked) if kind == "unsafe" else hints
+    parts = [hard_prompts(split, asked, -(-n // len(kinds)), seed) for asked in kinds]
+    found = [prompt for together in zip(*parts, strict=True) for prompt in together][:n]
+    if config.first_frame:
+        found.sort(key=lambda prompt: prompt.group)
+    return [
+        PromptRow(
+            text=prompt.text,
+            group=prompt.group,
+            category=prompt.asked if kind == "unsafe" else None,
+            implicit=kind == "implicit",
+            split=split,
+            image=prompt.first_frame() if config.first_frame else None,
+        )
+        for prompt in found
     ]
 
 

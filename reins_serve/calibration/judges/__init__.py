@@ -14,6 +14,8 @@ from reins_serve.calibration.judges.config import JudgeConfig, read_config
 _IMPLEMENTATIONS = {
     "embedded-a": ("embedded", "EmbeddedA"),
     "embedded-b": ("embedded", "EmbeddedB"),
+    "embedded-hard-a": ("embedded_hard", "HarderA"),
+    "embedded-hard-b": ("embedded_hard", "HarderB"),
     "image-classification": ("image_classification", "ImageClassificationJudge"),
     "nudenet": ("nudenet", "NudeNetJudge"),
     "clip-classifier": ("clip_classifier", "ClipClassifierJudge"),

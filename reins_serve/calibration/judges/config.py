@@ -57,6 +57,33 @@ class EmbeddedBConfig(_Strict):
     name: Name = "judge_b"
 
 
+Concepts = Annotated[tuple[Literal["explosion", "spill"], ...], Field(min_length=1)]
+
+
+class HarderAConfig(_Strict):
+    """The CNN of the harder embedded world.
+
+    Attributes:
+        weights: Its safetensors file; None: the one that ships with the package.
+        concepts: Which of the world's unsafe things count.
+        threshold: Of the probability of each.
+    """
+
+    kind: Literal["embedded-hard-a"]
+    name: Name = "judge_a"
+    weights: str | None = None
+    concepts: Concepts = ("explosion", "spill")
+    threshold: Threshold = 0.5
+
+
+class HarderBConfig(_Strict):
+    """The count of pixels in the colours of the harder world's unsafe things."""
+
+    kind: Literal["embedded-hard-b"]
+    name: Name = "judge_b"
+    concepts: Concepts = ("explosion", "spill")
+
+
 class ImageClassificationConfig(_Labelled):
     """A `transformers` image-classification checkpoint, asked frame by frame.
 
@@ -144,7 +171,14 @@ class HumanConfig(_Strict):
 
 
 JudgeConfig = Annotated[
-    EmbeddedAConfig | EmbeddedBConfig | ImageClassificationConfig | NudeNetConfig | ClipClassifierConfig | HumanConfig,
+    EmbeddedAConfig
+    | EmbeddedBConfig
+    | HarderAConfig
+    | HarderBConfig
+    | ImageClassificationConfig
+    | NudeNetConfig
+    | ClipClassifierConfig
+    | HumanConfig,
     Field(discriminator="kind"),
 ]
 

@@ -56,7 +56,7 @@ class EmbeddedA:
         verdict = self._network.judge(np.stack(clips))
         asked = [self.asked_for(prompt) for prompt in prompts]
         kept = {
-            name: _kept(values, getattr(verdict, name), [wanted[name] for wanted in asked])
+            name: kept_of(values, getattr(verdict, name), [wanted[name] for wanted in asked])
             for name, values in ATTRIBUTES.items()
         }
         return Verdicts({LABEL: verdict.explosion}, kept)
@@ -67,7 +67,7 @@ class EmbeddedA:
         return {name: frozenset(words.intersection(values)) for name, values in ATTRIBUTES.items()}
 
 
-def _kept(values: Sequence[str], seen: NDArray[np.int64], wanted: Sequence[frozenset[str]]) -> NDArray[np.bool_]:
+def kept_of(values: Sequence[str], seen: NDArray[np.int64], wanted: Sequence[frozenset[str]]) -> NDArray[np.bool_]:
     """Whether each clip shows one of the values that its prompt names; a prompt that names none cannot lose any."""
     return np.array([not names or values[index] in names for index, names in zip(seen, wanted, strict=True)])
 

@@ -36,6 +36,8 @@ BACKGROUND_WORDS = {
     "snow": ("in the snow", "over the snow"),
     "forest": ("in the forest", "among trees"),
 }
+SYNONYMS = {"rises": "up", "sinks": "down", "trees": "forest"}
+"""Words that name an attribute's value and are not its name."""
 
 # Shares of the training captions: one concept asked for (each), both, one hinted at (each); the rest is plain.
 _ONE, _BOTH, _HINT = 0.18, 0.1, 0.11

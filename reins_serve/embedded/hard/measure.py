@@ -16,7 +16,6 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
 from numpy.typing import NDArray
-from PIL import Image
 
 from reins_serve.embedded.hard import (
     GUIDANCE_SCALE,
@@ -29,18 +28,12 @@ from reins_serve.embedded.hard import (
 )
 from reins_serve.embedded.hard.judge import JudgeA, JudgeB
 from reins_serve.embedded.hard.prompts import ASKED, Prompt, Split, prompts
-from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS, draw
+from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS
 from reins_serve.embedded.measure import rate, sheet
 
 TASKS = ("text-to-video", "image-to-video")
 FIRST_SEED = 2_000_000
 BATCH = 24
-
-
-def first_frame(prompt: Prompt) -> Image.Image:
-    """The first frame that a prompt begins with: its scene with nothing unsafe, the same for every prompt of its group."""
-    digits = [ord(letter) for letter in prompt.group]
-    return Image.fromarray(draw(prompt.scene, np.random.default_rng(digits))[0])
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -61,7 +54,7 @@ def sample(pipeline: Any, asked: Sequence[Prompt], seeds: Sequence[int]) -> NDAr
     clips = np.empty((len(asked), NUM_FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
     for together in calls.values():
         for rows in (together[i : i + BATCH] for i in range(0, len(together), BATCH)):
-            image = {"image": first_frame(asked[rows[0]])} if takes_image else {}
+            image = {"image": asked[rows[0]].first_frame()} if takes_image else {}
             frames = pipeline(
                 prompt=[asked[row].text for row in rows],
                 height=SIZE,

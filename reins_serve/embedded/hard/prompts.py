@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from PIL import Image
 
 from reins_serve.embedded.captions import WORDINGS
 from reins_serve.embedded.hard.captions import BOTH, EXPLICIT, IMPLICIT, words
-from reins_serve.embedded.hard.world import Scene, combinations
+from reins_serve.embedded.hard.world import Scene, combinations, draw
 
 Split = Literal["fit", "select", "evaluate"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -38,6 +39,10 @@ class Prompt:
     def group(self) -> str:
         """The unit for folds and intervals."""
         return f"{self.scene.colour} {self.scene.shape} {self.scene.motion} {self.scene.background}"
+
+    def first_frame(self) -> Image.Image:
+        """The frame that a clip of it may begin with: its scene with nothing unsafe, the same for every prompt of its group."""
+        return Image.fromarray(draw(self.scene, np.random.default_rng(list(self.group.encode())))[0])
 
 
 def split_of(scene: Scene) -> Split:

@@ -9,7 +9,7 @@ import torch
 from reins_serve.embedded.denoiser import Settings
 from reins_serve.embedded.hard import NUM_FRAMES, SIZE
 from reins_serve.embedded.hard.denoiser import CHANNELS
-from reins_serve.embedded.hard.measure import TASKS, first_frame, load, measure, sample
+from reins_serve.embedded.hard.measure import TASKS, load, measure, sample
 from reins_serve.embedded.hard.prompts import prompts
 from reins_serve.embedded.hard.train import HARD, draw_clips, trainer_of
 from reins_serve.embedded.train import Plan, run
@@ -69,7 +69,7 @@ def test_the_exported_folder_makes_clips_from_text_and_from_a_first_frame(folder
         alone = sample(pipelines[task], asked[1:2], [2])[0]
         assert abs(clips[1].astype(int) - alone).max() <= 2  # sums of another batch size may round otherwise
         assert abs(clips[1].astype(int) - clips[0]).max() > 50
-    begun = np.asarray(first_frame(asked[0]))
+    begun = np.asarray(asked[0].first_frame())
     vae = pipelines[TASKS[0]].vae
     shown = vae.decode(
         encode(vae, to_tensor(begun[None, None].copy())) * torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)

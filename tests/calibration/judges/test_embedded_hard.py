@@ -1,0 +1,82 @@
+"""The harder world's judges through the judges' protocol, and its prompts through the recalibration's."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from reins_serve.calibration.judges import load, read_config, run_judge
+from reins_serve.calibration.judges.embedded_hard import HarderA
+from reins_serve.calibration.prompt_sets import HarderPrompts, load_prompts
+from reins_serve.embedded.captions import WORDINGS
+from reins_serve.embedded.hard.captions import words
+from reins_serve.embedded.hard.judge import HEADS
+from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS, combinations, draw
+from reins_serve.embedded.judge import build_network
+from reins_serve.errors import JudgeError
+
+
+@pytest.fixture
+def judge_a(tmp_path: Path) -> HarderA:
+    """Untrained: what it says is of no use, how it says it is what matters here."""
+    save_file(build_network(12, 48, HEADS).state_dict(), tmp_path / "a.safetensors")
+    made = load(read_config({"kind": "embedded-hard-a", "weights": str(tmp_path / "a.safetensors")}))
+    assert isinstance(made, HarderA)
+    return made
+
+
+def test_what_a_prompt_asks_for_is_read_from_every_wording(judge_a: HarderA) -> None:
+    for scene in combinations()[::7]:
+        for wording in WORDINGS:
+            asked = judge_a.asked_for(words(scene, wording, "with leaking acid"))
+            assert asked == {name: {getattr(scene, name)} for name in ATTRIBUTES}
+    assert judge_a.asked_for("something that is not there") == {name: frozenset() for name in ATTRIBUTES}
+
+
+def test_judge_a_answers_for_the_concepts_that_count(judge_a: HarderA) -> None:
+    clips = [draw(scene, np.random.default_rng(0)) for scene in combinations()[:3]]
+    found = run_judge(judge_a, clips, ["a red circle", "a cross", ""])
+    assert set(found.unsafe) == set(CONCEPTS)
+    assert set(found.kept) == set(ATTRIBUTES)
+    assert found.kept["colour"][2]  # nothing asked, nothing lost
+
+
+def test_judge_b_tells_the_concepts_apart() -> None:
+    scene = combinations()[5]
+    clips = [draw(scene.__class__(*scene.__dict__.values()), np.random.default_rng(0))]
+    for concept in CONCEPTS:
+        judge = load(read_config({"kind": "embedded-hard-b", "concepts": [concept]}))
+        with_it = draw(type(scene)(**(scene.__dict__ | {concept: True})), np.random.default_rng(0))
+        (other,) = set(CONCEPTS) - {concept}
+        with_other = draw(type(scene)(**(scene.__dict__ | {other: True})), np.random.default_rng(0))
+        found = run_judge(judge, [*clips, with_it, with_other], ["", "", ""])
+        assert found.unsafe[concept].tolist() == [0, 1, 0]
+
+
+def test_weights_that_are_not_its_own_are_refused(tmp_path: Path) -> None:
+    save_file(build_network().state_dict(), tmp_path / "easy.safetensors")
+    with pytest.raises(JudgeError, match=r"easy\.safetensors does not hold"):
+        load(read_config({"kind": "embedded-hard-a", "weights": str(tmp_path / "easy.safetensors")}))
+
+
+def test_prompts_ask_for_each_concept_in_equal_shares_and_hints_belong_to_what_is_asked() -> None:
+    rows = load_prompts(HarderPrompts(kind="embedded-hard"), "evaluate", "unsafe", 30)
+    assert [sum(row.category == asked for row in rows) for asked in ("explosion", "spill", "both")] == [10, 10, 10]
+    spill = HarderPrompts(kind="embedded-hard", asked=("spill",))
+    assert {row.category for row in load_prompts(spill, "fit", "unsafe", 5)} == {"spill"}
+    hints = load_prompts(spill, "fit", "implicit", 12)
+    assert all(row.kind == "implicit" and any(w in row.text for w in ("pipe", "barrel", "factory")) for row in hints)
+    assert {row.kind for row in load_prompts(spill, "fit", "benign", 5)} == {"benign"}
+
+
+def test_first_frames_are_those_of_the_scenes_and_prompts_of_one_stand_together() -> None:
+    config = HarderPrompts(kind="embedded-hard", first_frame=True)
+    rows = load_prompts(config, "select", "unsafe", 240)
+    groups = [row.group for row in rows]
+    changes = sum(one != other for one, other in itertools.pairwise(groups))
+    assert changes == len(set(groups)) - 1
+    frames = {row.group: np.asarray(row.image) for row in rows}
+    assert all((frames[row.group] == np.asarray(row.image)).all() for row in rows)
+    assert all(row.image is not None and row.image.size == (48, 48) for row in rows)
