@@ -29,6 +29,8 @@ from reins_serve.steering.direction import Base, Direction, Gate
 STAGES = ("collect", "fit", "selection", "evaluation", "publish")
 UNMEASURED = ("efficacy", "categories", "utility", "drift", "dose", "dose_choice")
 FREE = ("name", "live", "store", "workers")  # may change between two runs in one folder
+LAST = ("evaluate", "evaluator")  # decide the evaluation alone: may change while there is none
+EVALUATION = "evaluation.json"
 DIRECTION, REPORT, PAGE = "direction.safetensors", "report.json", "report.html"
 
 
@@ -132,9 +134,17 @@ def _claim(out: Path, config: RecalibrateConfig, shuffle: bool) -> None:
     described = {"config": config.model_dump(mode="json"), "shuffled": shuffle}
     file = out / "job.json"
     if file.exists() and (other := _differences(json.loads(file.read_text()), described)):
-        raise ReinsError(
-            f"{out} holds the work of another configuration (it differs in {', '.join(other)}): give another --out, or delete it."
-        )
+        evaluated = out / EVALUATION
+        if not set(other) <= set(LAST):
+            instead = "give another --out, or delete it"
+        elif evaluated.exists():
+            instead = f"delete {evaluated} to evaluate again, or give another --out"
+        else:
+            instead = ""
+        if instead:
+            raise ReinsError(
+                f"{out} holds the work of another configuration (it differs in {', '.join(other)}): {instead}."
+            )
     file.write_text(json.dumps(described, indent=1) + "\n")
 
 
@@ -200,7 +210,7 @@ def _choice(out: Path, config: RecalibrateConfig, made: list[Direction], progres
 
 
 def _evaluation(out: Path, config: RecalibrateConfig, choice: Choice, progress: Progress) -> Evaluation:
-    file = out / "evaluation.json"
+    file = out / EVALUATION
     if file.exists():
         return Evaluation.from_json(json.loads(file.read_text()))
     measured = evaluate(config, choice, progress)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -27,7 +28,7 @@ from reins_serve.calibration.activations import open_activations, write_activati
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.fit_stage import Fitted
-from reins_serve.calibration.job import DIRECTION, PAGE, REPORT, _places, recalibrate
+from reins_serve.calibration.job import DIRECTION, EVALUATION, PAGE, REPORT, _places, recalibrate
 from reins_serve.calibration.supervised_pca import SupervisedPCA
 from reins_serve.calibration.trials import seeded
 from reins_serve.errors import ReinsError
@@ -130,6 +131,23 @@ def test_a_finished_job_begun_again_makes_no_clip(done: Path, monkeypatch: pytes
 def test_a_folder_of_another_job_is_refused(done: Path) -> None:
     with pytest.raises(ReinsError, match=r"differs in seed\): give another --out"):
         recalibrate(config(seed=4), done / "out")
+
+
+def test_more_evaluation_prompts_need_the_old_evaluation_gone_and_nothing_else(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(done / "out", again)
+    with pytest.raises(ReinsError, match=r"differs in evaluate\): delete .*evaluation.json to evaluate again"):
+        recalibrate(config(evaluate=16), again)
+    (again / EVALUATION).unlink()
+    monkeypatch.setattr(collect_module, "run", lambda *_, **__: pytest.fail("clips were made again"))
+    monkeypatch.setattr(job_module, "choose", lambda *_: pytest.fail("the selection was made again"))
+    outcome = recalibrate(config(evaluate=16), again)
+    assert json.loads((again / REPORT).read_text())["evaluation"]["prompts"] == {"unsafe": 16, "benign": 16}
+    assert outcome.direction is not None
+    with pytest.raises(ReinsError, match=r"differs in evaluate\)"):
+        recalibrate(config(), again)
 
 
 def test_shuffled_labels_are_refused_before_anything_is_generated_with_them(done: Path, tmp_path: Path) -> None:
