@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,24 @@ def sheet(clips: NDArray[np.uint8], scale: int = 2) -> Image.Image:
     return Image.fromarray(rows).resize((rows.shape[1] * scale, rows.shape[0] * scale), Image.Resampling.NEAREST)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m reins_serve.embedded.measure", description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL_DIR)
-    parser.add_argument("--n", type=int, default=432, help="prompts of each class")
-    parser.add_argument("--out", type=Path, default=MEASURED_FILE)
+Measure = Callable[[Path, int], tuple[dict[str, Any], NDArray[np.uint8]]]
+
+
+def main(
+    measured: Measure = measure,
+    described: str | None = __doc__,
+    model: Path = MODEL_DIR,
+    n: int = 432,
+    out: Path = MEASURED_FILE,
+) -> None:
+    """Command line of a measurement, with its defaults."""
+    parser = argparse.ArgumentParser(description=described)
+    parser.add_argument("--model", type=Path, default=model)
+    parser.add_argument("--n", type=int, default=n, help="prompts of each kind")
+    parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--sheet", type=Path, help="also write a contact sheet, PNG")
     arguments = parser.parse_args()
-    figures, clips = measure(arguments.model, arguments.n)
+    figures, clips = measured(arguments.model, arguments.n)
     arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
     if arguments.sheet:

@@ -82,9 +82,33 @@ def _backdrop(background: str) -> NDArray[np.float32]:
 _BACKDROPS = {name: _backdrop(name) for name in BACKGROUNDS}
 
 
-def _coverage(distance: NDArray[np.float32]) -> NDArray[np.float32]:
+def coverage(distance: NDArray[Any]) -> NDArray[Any]:
     """Share of each pixel inside a contour, from the signed distance in pixels (anti-aliasing)."""
     return np.clip(0.5 - distance, 0, 1)
+
+
+def outline(shape: str, dx: NDArray[Any], dy: NDArray[Any], radius: float) -> NDArray[Any]:
+    """Coverage of a circle, a square or a triangle, from each pixel's offsets to its centre."""
+    if shape == "circle":
+        return coverage(np.hypot(dx, dy) - radius)
+    if shape == "square":
+        return coverage(np.maximum(abs(dx), abs(dy)) - 0.88 * radius)
+    inner = 0.62 * radius
+    dy = dy - 0.25 * inner
+    return coverage(np.maximum(dy - inner, 0.866 * abs(dx) - 0.5 * dy - inner))
+
+
+def blaze(
+    dx: NDArray[np.float32],
+    dy: NDArray[np.float32],
+    radius: float,
+    growth: NDArray[np.float32],
+    turn: NDArray[np.float32],
+) -> list[NDArray[np.float32]]:
+    """Coverages of an explosion's rim, body and core, from offsets to its centre, its growth from 0 to 1, and its turning."""
+    reach = radius * growth * (1 + 0.16 * np.sin(5 * np.arctan2(dy, dx) + turn))
+    distance = np.hypot(dx, dy)
+    return [np.where(growth > 0, coverage(distance - share * reach), 0) for share in (1.0, 0.72, 0.4)]
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -93,27 +117,14 @@ def _shape(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     travel = rng.uniform(13, 16) * {"left": -1, "right": 1, "still": 0}[scene.motion]
     centre = SIZE / 2 + rng.uniform(-1.5, 1.5) * (4 if scene.motion == "still" else 1)
     dx = _X - (centre + travel * (_T / (NUM_FRAMES - 1) - 0.5))
-    dy = _Y - rng.uniform(22, 24)
-    if scene.shape == "circle":
-        return _coverage(np.hypot(dx, dy) - radius)
-    if scene.shape == "square":
-        return _coverage(np.maximum(abs(dx), abs(dy)) - 0.88 * radius)
-    inner = 0.62 * radius
-    dy = dy - 0.25 * inner
-    return _coverage(np.maximum(dy - inner, 0.866 * abs(dx) - 0.5 * dy - inner))
+    return outline(scene.shape, dx, _Y - rng.uniform(22, 24), radius)
 
 
-def _explosion(rng: np.random.Generator) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
-    """Coverages of the explosion's layers (rim, body, core), each `[T, H, W]`, and the rim's."""
+def _explosion(rng: np.random.Generator) -> list[NDArray[np.float32]]:
+    """Coverages of the explosion's layers (rim, body, core), each `[T, H, W]`."""
     x, y, radius = rng.uniform(9, 23), rng.uniform(6.5, 8.5), rng.uniform(5.5, 7)
-    onset = rng.uniform(0.5, 2)
-    growth = np.sqrt(np.clip((_T - onset) / 3.5, 0, 1))
-    angle = np.arctan2(_Y - y, _X - x)
-    ragged = 1 + 0.16 * np.sin(5 * angle + rng.uniform(0, 2 * np.pi) + 0.5 * _T)
-    reach = radius * growth * ragged
-    distance = np.hypot(_X - x, _Y - y)
-    layers = [np.where(growth > 0, _coverage(distance - share * reach), 0) for share in (1.0, 0.72, 0.4)]
-    return layers, layers[0]
+    growth = np.sqrt(np.clip((_T - rng.uniform(0.5, 2)) / 3.5, 0, 1))
+    return blaze(_X - x, _Y - y, radius, growth, rng.uniform(0, 2 * np.pi) + 0.5 * _T)
 
 
 def draw_with_mask(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -124,7 +135,8 @@ def draw_with_mask(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.u
     clip: NDArray[Any] = _BACKDROPS[scene.background] * rng.uniform(0.95, 1.04)
     foreground = np.zeros(clip.shape[:3], dtype=np.float32)
     if scene.explosion:
-        layers, foreground = _explosion(rng)
+        layers = _explosion(rng)
+        foreground = layers[0]
         for colour, cover in zip(FIRE, layers, strict=True):
             clip = clip + cover[..., None] * (_colour(colour) - clip)
     cover = _shape(scene, rng)

@@ -93,9 +93,12 @@ def steer(
         steered, figures = _span(hidden, push, token_norm, scale, all_rows)
     else:
         steered, found = torch.empty_like(hidden), []
+        # float32 is written where it belongs; other types are rounded there, and autograd knows no `out`
+        in_place = hidden.dtype == torch.float32 and not torch.is_grad_enabled()
         for before, after in zip(hidden.split(tokens, dim=1), steered.split(tokens, dim=1), strict=True):
-            span = _span(before, push, token_norm, scale, all_rows)
-            after.copy_(span.hidden)
+            span = _span(before, push, token_norm, scale, all_rows, after if in_place else None)
+            if not in_place:
+                after.copy_(span.hidden)
             found.append(span.figures)
         figures = torch.cat(found, dim=1)
     means = figures.mean(dim=1)
@@ -125,12 +128,23 @@ def _length(push: RowPush, projection: Tensor) -> Tensor:
     return torch.where(push.setpoint[:, None, None], amount * deficit, amount)
 
 
-def _span(hidden: Tensor, push: RowPush, token_norm: bool, channel_scale: Tensor | None, all_rows: bool) -> _Span:
-    """Push some tokens, of which nothing depends on the others but through the channels' scale `[R, 1, D]`."""
+def _span(
+    hidden: Tensor,
+    push: RowPush,
+    token_norm: bool,
+    channel_scale: Tensor | None,
+    all_rows: bool,
+    out: Tensor | None = None,
+) -> _Span:
+    """Push some tokens, of which nothing depends on the others but through the channels' scale `[R, 1, D]`.
+
+    Args:
+        out: Where the result is written, for float32; None: a new tensor.
+    """
     h = hidden.float()
     projection = _along(h, push.vector)
     length = _length(push, projection)
-    steered = torch.addcmul(h, length, push.vector[:, None])
+    steered = torch.addcmul(h, length, push.vector[:, None], out=out)
     moved_by = length
     if token_norm:
         square = torch.linalg.vector_norm(h, dim=2, keepdim=True).square()
@@ -145,7 +159,7 @@ def _span(hidden: Tensor, push: RowPush, token_norm: bool, channel_scale: Tensor
     steered = steered.to(hidden.dtype)
     if not all_rows:
         active = (push.amount != 0)[:, None, None]
-        steered = torch.where(active, steered, hidden)
+        steered = torch.where(active, steered, hidden, out=out)
         moved_by = torch.where(active, moved_by, 0)
     return _Span(steered, torch.cat([length, projection, moved_by], dim=2))
 

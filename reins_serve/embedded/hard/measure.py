@@ -3,8 +3,6 @@ combinations, from text alone and from a first frame, as both judges see them, w
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ from reins_serve.embedded.hard import (
 from reins_serve.embedded.hard.judge import JudgeA, JudgeB
 from reins_serve.embedded.hard.prompts import ASKED, Prompt, Split, prompts
 from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS
-from reins_serve.embedded.measure import rate, sheet
+from reins_serve.embedded.measure import main, rate
 
 TASKS = ("text-to-video", "image-to-video")
 FIRST_SEED = 2_000_000
@@ -108,20 +106,5 @@ def measure(folder: Path, n: int, split: Split = "evaluate") -> tuple[dict[str, 
     return figures, np.concatenate(shown)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m reins_serve.embedded.hard.measure", description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL_DIR)
-    parser.add_argument("--n", type=int, default=400, help="prompts of each kind")
-    parser.add_argument("--out", type=Path, default=MEASURED_FILE)
-    parser.add_argument("--sheet", type=Path, help="also write a contact sheet, PNG")
-    arguments = parser.parse_args()
-    figures, clips = measure(arguments.model, arguments.n)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
-    if arguments.sheet:
-        sheet(clips).save(arguments.sheet)
-
-
 if __name__ == "__main__":
-    main()
+    main(measure, __doc__, MODEL_DIR, 400, MEASURED_FILE)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reins_serve.embedded.hard import NUM_FRAMES, SIZE
+from reins_serve.embedded.world import FIRE, blaze, coverage, outline
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "purple", "pink")
@@ -26,8 +27,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 CONCEPTS = ("explosion", "spill")
 """What stands in for unsafe content, in the order of the judge's heads."""
 
-FIRE = ((225, 85, 20), (255, 150, 30), (255, 215, 95))
-"""RGB of the explosion from its rim to its core: hues of 20 to 45 degrees, which nothing else in the world has."""
 SLIME = ((120, 175, 10), (160, 220, 20), (205, 250, 80))
 """RGB of the spill's body, crest and bubbles: hues of 75 to 78 degrees, which nothing else in the world has."""
 
@@ -101,11 +100,6 @@ def _backdrop(background: str) -> NDArray[np.float32]:
 _BACKDROPS = {name: _backdrop(name) for name in BACKGROUNDS}
 
 
-def _coverage(distance: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of each pixel inside a contour, from the signed distance in pixels (anti-aliasing)."""
-    return np.clip(0.5 - distance, 0, 1)
-
-
 def _shape(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     """Coverage of the moving shape, `[T, H, W]`. At half time it is near the middle, wherever it comes from."""
     radius = rng.uniform(6.8, 7.8)
@@ -115,29 +109,18 @@ def _shape(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     loose = 3.0 if scene.motion == "still" else 1.0
     dx = _X - (SIZE / 2 + loose * rng.uniform(-2, 2) + step_x * along)
     dy = _Y - (SIZE / 2 + loose * rng.uniform(-2, 2) + step_y * along)
-    if scene.shape == "circle":
-        return _coverage(np.hypot(dx, dy) - radius)
-    if scene.shape == "square":
-        return _coverage(np.maximum(abs(dx), abs(dy)) - 0.88 * radius)
     if scene.shape == "cross":
         arm = 0.4 * radius
-        return _coverage(
-            np.minimum(np.maximum(abs(dx) - arm, abs(dy) - radius), np.maximum(abs(dx) - radius, abs(dy) - arm))
-        )
-    inner = 0.62 * radius
-    dy = dy - 0.25 * inner
-    return _coverage(np.maximum(dy - inner, 0.866 * abs(dx) - 0.5 * dy - inner))
+        beam = np.maximum(abs(dx) - radius, abs(dy) - arm)
+        return coverage(np.minimum(np.maximum(abs(dx) - arm, abs(dy) - radius), beam))
+    return outline(scene.shape, dx, dy, radius)
 
 
 def _explosion(rng: np.random.Generator) -> list[NDArray[np.float32]]:
     """Coverages of the explosion's layers (rim, body, core), each `[T, H, W]`; anywhere, so that it may lie behind the shape."""
     x, y, radius = rng.uniform(12, 36), rng.uniform(9, 27), rng.uniform(8.5, 10.5)
     growth = np.sqrt(np.clip((_T - rng.uniform(0.5, 3)) / 5, 0, 1))
-    angle = np.arctan2(_Y - y, _X - x)
-    ragged = 1 + 0.16 * np.sin(5 * angle + rng.uniform(0, 2 * np.pi) + 0.4 * _T)
-    reach = radius * growth * ragged
-    distance = np.hypot(_X - x, _Y - y)
-    return [np.where(growth > 0, _coverage(distance - share * reach), 0) for share in (1.0, 0.72, 0.4)]
+    return blaze(_X - x, _Y - y, radius, growth, rng.uniform(0, 2 * np.pi) + 0.4 * _T)
 
 
 def _spill(rng: np.random.Generator) -> list[NDArray[np.float32]]:
@@ -146,11 +129,11 @@ def _spill(rng: np.random.Generator) -> list[NDArray[np.float32]]:
     spread = np.clip((_T - rng.uniform(0.5, 3)) / 7, 0, 1) * rng.uniform(32, 46)
     across = _X if side > 0 else SIZE - _X
     surface = SIZE - depth + 0.9 * np.sin(0.55 * _X + 0.6 * _T + rng.uniform(0, 2 * np.pi))
-    within = np.where(spread > 0, np.minimum(_coverage(across - spread), _coverage(surface - _Y)), 0)
-    crest = np.minimum(within, _coverage(abs(_Y - surface - 0.8) - 1.0))
+    within = np.where(spread > 0, np.minimum(coverage(across - spread), coverage(surface - _Y)), 0)
+    crest = np.minimum(within, coverage(abs(_Y - surface - 0.8) - 1.0))
     bubbles = np.zeros_like(within)
     for x in rng.uniform(4, SIZE - 4, 4):
-        bubble = _coverage(np.hypot(_X - x, _Y - (SIZE - 2.5)) - rng.uniform(0.9, 1.5))
+        bubble = coverage(np.hypot(_X - x, _Y - (SIZE - 2.5)) - rng.uniform(0.9, 1.5))
         bubbles = np.maximum(bubbles, bubble)
     return [within, crest, np.minimum(within, bubbles)]
 
