@@ -12,15 +12,15 @@ from benchmarks import draw_growth, table
 
 QUALITY = ("--evaluate", "48", "--seed", "32", "--ways", "set-point", "addition")
 STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("steering", "steering", ()),
+    ("steering", "steering", ("--rounds", "12", "--stack-rounds", "6")),
     ("capture", "capture", ("--rounds", "30")),
-    ("fit", "fit_quick", ("--clips", "20000", "--repeats", "2")),
-    ("growth", "growth", ("--rounds", "8", "--swaps", "10")),
+    ("fit", "fit_quick", ("--clips", "10000", "--repeats", "2")),
+    ("growth", "growth", ("--rounds", "6", "--swaps", "6")),
     ("trace", "trace", ("--calls", "4")),
-    ("swap", "swap", ("--swaps", "80", "--stretches", "8")),
-    ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "30")),
+    ("swap", "swap", ("--swaps", "40", "--stretches", "5")),
+    ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "20")),
     ("fanout", "fanout", ()),
-    ("simulate", "simulate", ()),
+    ("simulate", "simulate", ("--check", "40")),
     ("quality", "quality_again", (*QUALITY, "--against", str(table.RESULTS / "quality.json"))),
 )
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.table import read
 
-PICTURE = Path("docs/growth.png")
+PICTURE = Path("docs/images/growth.png")
 
 
 def _band(axes: Axes, across: list[float], found: list[dict[str, Any]], label: str) -> None:

@@ -202,7 +202,7 @@ SCRIPTS: dict[str, tuple[str, Callable[[Figures], Iterable[Row]]]] = {
     "steering": ("steering", steering),
     "capture": ("capture", capture),
     "fit": ("fit", fit),
-    "fit_quick": ("fit --clips 20000", fit),
+    "fit_quick": ("fit --clips 10000", fit),
     "growth": ("growth", growth),
     "trace": ("trace", trace),
     "swap": ("swap", swap),
