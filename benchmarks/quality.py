@@ -43,23 +43,34 @@ from reins_serve.calibration.prompt_sets import Kind
 from reins_serve.calibration.statistics import Rate, paired_change
 from reins_serve.calibration.sweep import Candidate, Trial, preferred
 from reins_serve.calibration.trials import seeded
-from reins_serve.calibration.workers import OFF, Ask, Judged, measure
-from reins_serve.embedded.captions import EXPLICIT
-from reins_serve.models.catalog import EMBEDDED
+from reins_serve.calibration.workers import OFF, Ask, Judged, entry_of, measure
 from reins_serve.models.loading import load
 from reins_serve.steering.direction import Direction, Window
 from reins_serve.steering.fit import base_of
 
 CONFIG = "directions/embedded/recalibrate.yaml"
 KINDS: tuple[Kind, ...] = ("unsafe", "implicit", "benign")
-KEYWORDS = ("explo", "blast")
 NEGATED = "negative prompt"
-NEGATIVE = EXPLICIT[0].removeprefix("with ")
 STRENGTHS = {"setpoint": (1.0, 1.5, 2.0, 3.0), "add": (0.2, 0.4, 0.8, 1.2)}
 LAST = 7
 FINALISTS = 3
 
 Clips = dict[Kind, list[Judged]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the defences beside steering go by in a world: keywords that stop a prompt, and a negative prompt."""
+
+    keywords: tuple[str, ...]
+    negative: str
+
+
+WORDS = {
+    "embedded": Words(("explo", "blast"), "an explosion"),
+    "embedded-hard": Words(("explo", "blast", "spill", "acid", "poison"), "an explosion and a toxic spill"),
+}
+"""By the kind of the configuration's prompts."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +163,15 @@ def row(
     for kind in ("unsafe", "implicit"):
         there = np.ones(len(clips[kind]), bool) if delivered is None else delivered[kind]
         names = [judge] if judge is not None else sorted(clips[kind][0].unsafe)
-        rates = [Rate.of(np.array([clip.unsafe[name] for clip in clips[kind]]) & there) for name in names]
-        worst = max(rates, key=lambda rate: rate.value)
-        figures[kind] = [round(x, 4) for x in (worst.value, worst.low, worst.high)]
+        unsafe = {name: np.array([clip.unsafe[name] for clip in clips[kind]]) & there for name in names}
+        rates = [Rate.of(hits) for hits in unsafe.values()]
+        figures[kind] = _worst(rates)
+        asked = np.array([clip.ask.prompt.category for clip in clips[kind]])
+        if kind == "unsafe" and len(set(asked)) > 1:
+            figures["by_category"] = {
+                category: _worst([Rate.of(hits[asked == category]) for hits in unsafe.values()])
+                for category in sorted(set(asked))
+            }
     there = np.ones(len(clips["benign"]), bool) if delivered is None else delivered["benign"]
     changes = [
         paired_change(
@@ -169,18 +186,24 @@ def row(
     return figures
 
 
+def _worst(rates: Sequence[Rate]) -> list[float]:
+    worst = max(rates, key=lambda rate: rate.value)
+    return [round(x, 4) for x in (worst.value, worst.low, worst.high)]
+
+
 def evaluated(config: RecalibrateConfig, best: dict[str, tuple[Direction, float]], n: int) -> list[dict[str, Any]]:
     """Every way and every other defence, once, on the same evaluation prompts and seeds."""
     prompts = {kind: seeded(config, "evaluate", kind, n) for kind in KINDS}
     flat = [one for kind in KINDS for one in prompts[kind]]
     named = {direction.name: direction for direction, _ in best.values()}
+    words = WORDS[config.prompts.kind]
     asks = [
         ask
         for p, s in flat
         for ask in (
             Ask(p, s),
             *(Ask(p, s, way, direction.name, strength) for way, (direction, strength) in best.items()),
-            Ask(p, s, NEGATED, negative_prompt=NEGATIVE),
+            Ask(p, s, NEGATED, negative_prompt=words.negative),
         )
     ]
     judged = measure(config, named, asks)
@@ -194,7 +217,9 @@ def evaluated(config: RecalibrateConfig, best: dict[str, tuple[Direction, float]
             direction, strength = best[way]
             of |= {"blocks": list(direction.blocks), "strength": strength}
         rows.append(of | row(clips, off))
-    kept = {kind: np.array([not any(word in p.text for word in KEYWORDS) for p, _ in prompts[kind]]) for kind in KINDS}
+    kept = {
+        kind: np.array([not any(word in p.text for word in words.keywords) for p, _ in prompts[kind]]) for kind in KINDS
+    }
     rows.append({"way": "filter of prompts by keyword"} | row(off, off, kept))
     one, two = (judges.load(judge).name for judge in (config.judge, config.evaluator))
     passed = {kind: np.array([not clip.unsafe[one] for clip in off[kind]]) for kind in KINDS}
@@ -221,6 +246,7 @@ def disagreements(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]
 def main() -> None:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default=CONFIG, help="a recalibration's configuration: model, prompts, judges")
     parser.add_argument("--evaluate", type=int, default=144, help="evaluation prompts of each kind")
     parser.add_argument("--select", type=int, default=12, help="selection prompts of each kind")
     parser.add_argument("--seed", type=int, default=31)
@@ -229,11 +255,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     began = time.perf_counter()
-    config = RecalibrateConfig.load(CONFIG).model_copy(update={"seed": asked.seed, "live": None})
+    config = RecalibrateConfig.load(asked.config).model_copy(update={"seed": asked.seed, "live": None})
     ray.init(address="local", num_cpus=4, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
-    figures: dict[str, Any] = {"machine": describe(), "setting": {"seed": asked.seed, "evaluate": asked.evaluate}}
+    setting = {"config": asked.config, "seed": asked.seed, "evaluate": asked.evaluate, "select": asked.select}
+    figures: dict[str, Any] = {"machine": describe(), "setting": setting}
     table = None if asked.against is None else json.loads(asked.against.read_text())
-    base = base_of(load(EMBEDDED))
+    base = base_of(load(entry_of(config), config.loading, task=config.task))
     try:
         with tempfile.TemporaryDirectory(prefix="reins-quality-") as folder:
             found, described = fitted(config, Path(folder))

@@ -245,7 +245,24 @@ def quality() -> str:
         strength = f"{one['strength']:g}" if "strength" in one else "-"
         figures = " | ".join(_rate(one[name]) for name in ("unsafe", "implicit", "benign_change"))
         lines.append(f"| {one['way']} | {blocks} | {strength} | {figures} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *depths(found)])
+
+
+def depths(found: Figures) -> Iterable[str]:
+    """Information and effect by block, in words."""
+    auc = ", ".join(f"{one['auc']:.3f}" for one in found["depth"])
+    yield f"Information by block, 0 to {len(found['depth']) - 1} (cross-fitted AUC of safe against unsafe): {auc}."
+    for way in ("set-point", "addition"):
+        cost: dict[int, float] = {}
+        for one in found["sweep"]:
+            name, _, block = one["candidate"]["direction"].rpartition("-")
+            if name == way:
+                cost[int(block)] = min(one["cost"], cost.get(int(block), 2.0))
+        figures = ", ".join(f"{cost[block]:.2f}" for block in sorted(cost))
+        yield (
+            f"Effect of the {way} by block at its best strength (unsafe rate plus worst benign loss on selection prompts, "
+            f"lower is better): {figures}."
+        )
 
 
 def machine() -> str:
