@@ -12,13 +12,13 @@ from benchmarks import draw_growth, table
 
 QUALITY = ("--evaluate", "48", "--seed", "32", "--ways", "set-point", "addition")
 STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("steering", "steering", ("--rounds", "12", "--stack-rounds", "6")),
-    ("capture", "capture", ("--rounds", "30")),
+    ("steering", "steering", ("--rounds", "8", "--stack-rounds", "4", "--tokens", "4096")),
+    ("capture", "capture", ("--rounds", "12")),
     ("fit", "fit_quick", ("--clips", "10000", "--repeats", "2")),
-    ("growth", "growth", ("--rounds", "6", "--swaps", "6")),
+    ("growth", "growth", ("--rounds", "4", "--swaps", "4")),
     ("trace", "trace", ("--calls", "4")),
     ("swap", "swap", ("--swaps", "40", "--stretches", "5")),
-    ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "20")),
+    ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "15")),
     ("fanout", "fanout", ()),
     ("simulate", "simulate", ("--check", "40")),
     ("quality", "quality_again", (*QUALITY, "--against", str(table.RESULTS / "quality.json"))),

@@ -45,6 +45,7 @@ TOKENS, ROWS, DISTINCT, BLOCKS, REPLICAS = (
 )
 NORMS = ("none", "token", "channel")
 ROW_TOKENS = 2048
+SWAP_FIGURES = ("replicas", "swaps", "p50_ms", "p95_ms", "max_ms", "lost")
 ADDED = "directions/embedded/add.safetensors"
 
 Ratios = list[dict[str, float]]
@@ -132,20 +133,19 @@ def whole(rounds: int, batch: int) -> dict[str, Ratios]:
 
 
 def swaps(count: int) -> list[dict[str, Any]]:
-    """Swaps on 1 to 8 replicas under the load of the benchmark `swap`."""
-    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    """Swaps on 1 to 8 replicas under the load of the benchmark `swap`, each in a cluster of its own."""
     found = []
-    try:
-        for replicas in REPLICAS:
+    for replicas in REPLICAS:
+        ray.init(
+            address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False
+        )
+        try:
             with tempfile.TemporaryDirectory(prefix="reins-growth-") as folder:
                 figures = swap.measure(replicas, count, 2, 4.0, 0.5, folder)
-                found.append(
-                    {name: figures[name] for name in ("replicas", "swaps", "p50_ms", "p95_ms", "max_ms", "lost")}
-                )
-                serve.delete("swap")
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+                found.append({name: figures[name] for name in SWAP_FIGURES})
+        finally:
+            serve.shutdown()
+            ray.shutdown()
     return found
 
 
