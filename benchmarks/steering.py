@@ -6,7 +6,8 @@
 2. One block of Wan 2.1 1.3B's width with random weights, at thousands of tokens, with the push alone in a plain hook: one that
    returns its input (bare), each norm rule, the set-point, and `h + a v` as one writes it at first, out of place, in float32.
 3. The push alone against a copy of the same bytes: how near it is to what memory allows; beside it the same as the formula
-   reads, whole tensors one after the other and norms of what was pushed, which is what the operator once was.
+   reads, whole tensors one after the other and norms of what was pushed, which is what the operator once was. Its share of the
+   block's time says what paired calls cannot where the machine disturbs them by more than the push takes.
 4. Peak memory of that block's call at a quarter of the tokens, each way in a process of its own, in activations more than the
    bare one.
 
@@ -176,15 +177,16 @@ def as_it_reads(norm: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return push
 
 
-def bandwidth(tokens: int, rounds: int) -> dict[str, float]:
-    """Seconds of a copy (a read and a write of every byte) over seconds of the push, by rule; 1 is the floor."""
+def bandwidth(tokens: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of a copy (a read and a write of every byte) over seconds of the push, by rule, 1 is the floor; and its seconds."""
     hidden = torch.randn(1, tokens, WIDTH)
     series: dict[str, Callable[[], object]] = {"copy": hidden.clone}
     series |= {norm: partial(pusher(norm), hidden) for norm in NORMS}
     series |= {f"{norm}, as the formula reads": partial(as_it_reads(norm), hidden) for norm in NORMS}
     with torch.inference_mode():
         times = interleave(series, rounds, warm=3)
-    return {name: round(ratio(times["copy"].wall, times[name].wall).median, 3) for name in series if name != "copy"}
+    of_copy = {name: round(ratio(times["copy"].wall, times[name].wall).median, 3) for name in series if name != "copy"}
+    return of_copy, {norm: float(np.median(times[norm].wall)) for norm in NORMS}
 
 
 def compared(times: Mapping[str, Times]) -> dict[str, Ratio]:
@@ -206,8 +208,10 @@ def main() -> None:
     began = time.perf_counter()
     whole, same, read_back = embedded(asked.rounds, asked.batch)
     on_embedded = compared(whole)
-    on_stack = compared(interleave(block(asked.tokens), asked.stack_rounds))
-    floor = bandwidth(asked.tokens, 20)
+    stack = interleave(block(asked.tokens), asked.stack_rounds)
+    on_stack = compared(stack)
+    floor, seconds = bandwidth(asked.tokens, 20)
+    block_s = float(np.median(stack["bare"].wall + stack["bare again"].wall))
     idle = on_embedded["idle"]
     resolved = "met" if abs(idle.low - 1) <= IDLE and abs(idle.high - 1) <= IDLE else "not resolved"
     figures: dict[str, Any] = {
@@ -222,6 +226,8 @@ def main() -> None:
         },
         "naive_ratio": on_stack["naive"].as_json(),
         "operator_bandwidth_of_copy": floor,
+        "push_share_of_block": {norm: round(taken / block_s, 5) for norm, taken in seconds.items()},
+        "block_seconds": round(block_s, 3),
         "host_syncs": read_back,
         "peak_activations_more": peaks(asked.tokens // 4),
         "embedded": {name: found.as_json() for name, found in on_embedded.items()},

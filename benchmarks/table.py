@@ -46,6 +46,8 @@ def steering(f: Figures) -> Iterable[Row]:
             _ratio(found),
             f"≤ 1.003: {found['aim']}",
         )
+    for name, share in f.get("push_share_of_block", {}).items():
+        yield f"the push alone, {name}: share of the time of that block", f"{share:.4f}", "≤ .003"
     yield "the same with `h + a v` out of place", _ratio(f["naive_ratio"]), ""
     for name, share in f["operator_bandwidth_of_copy"].items():
         yield f"the push alone, {name}: bandwidth, as a share of a copy's", f"{share:.2f}", ""
