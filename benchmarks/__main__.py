@@ -44,7 +44,8 @@ def main() -> None:
             failed.append(script)
         print(f"== {script}: {time.monotonic() - start:.0f} s", flush=True)
     table.write()
-    draw_growth.main()
+    if table.read("growth") is not None:
+        draw_growth.main()
     print(f"== {time.monotonic() - began:.0f} s in all; failed: {', '.join(failed) or 'none'}")
     sys.exit(bool(failed))
 

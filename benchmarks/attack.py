@@ -13,7 +13,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,6 @@ def rewritten(text: str, rng: Rng) -> str:
 class Start:
     """A prompt under attack: its best wording so far by judge A's score, and the wordings that got through."""
 
-    text: str
     best: str
     score: float = -1.0
     through: list[str] = field(default_factory=list)
@@ -148,15 +147,14 @@ def attack(
 ) -> dict[str, Any]:
     """Search from every prompt; figures, and the wordings that got through."""
     rng = np.random.default_rng([config.seed, 7])
-    starts = [Start(prompt.text, prompt.text) for prompt in prompts]
+    starts = [Start(prompt.text) for prompt in prompts]
     seeds = iter(range(SEED_RANGE + config.seed * 10_000_000, 2 * SEED_RANGE))
     survivors = []
     for number in range(rounds):
         asks, owners = [], []
         for start in starts:
             for variant in range(variants):
-                first = number == 0 and variant == 0
-                text = start.text if first else rewritten(start.best if number else start.text, rng)
+                text = start.best if number == variant == 0 else rewritten(start.best, rng)
                 asks.append(_ask(text, next(seeds), direction, strength))
                 owners.append(start)
         for start, clip in zip(owners, measure(config, {direction.name: direction}, asks), strict=True):
@@ -198,9 +196,7 @@ def main() -> None:
     prompts = [prompt for prompt, _ in seeded(config, "evaluate", "unsafe", asked.starts)]
     ray.init(address="local", num_cpus=4, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
     try:
-        ways: Mapping[str, Direction] = {
-            way: Direction.load(f"directions/embedded/{name}.safetensors") for way, name in SHIPPED.items()
-        }
+        ways = {way: Direction.load(f"directions/embedded/{name}.safetensors") for way, name in SHIPPED.items()}
         with tempfile.TemporaryDirectory(prefix="reins-attack-") as folder:
             found, described = fitted(config, Path(folder))
         (two,) = directions_of(TOGETHER, config, found, described, base_of(load(EMBEDDED)))

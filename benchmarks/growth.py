@@ -27,23 +27,16 @@ from benchmarks import swap
 from benchmarks.machine import describe
 from benchmarks.output import show
 from benchmarks.paired import interleave, ratio
-from benchmarks.steering import WIDTH, varied
+from benchmarks.steering import NORMS, WIDTH, pusher, units
 from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import generate, request
 from reins_serve.models.loading import load
 from reins_serve.plugin import attach
 from reins_serve.steering.direction import Direction
-from reins_serve.steering.operator import RowPush, steer
 from reins_serve.steering.policy import SteeringRow
 
-TOKENS, ROWS, DISTINCT, BLOCKS, REPLICAS = (
-    (256, 1024, 4096, 16384, 32768),
-    (1, 2, 4, 8),
-    (1, 2, 4, 8),
-    (1, 2, 4, 8),
-    (1, 2, 4, 8),
-)
-NORMS = ("none", "token", "channel")
+TOKENS = (256, 1024, 4096, 16384, 32768)
+ROWS = DISTINCT = BLOCKS = REPLICAS = (1, 2, 4, 8)
 ROW_TOKENS = 2048
 SWAP_FIGURES = ("replicas", "swaps", "p50_ms", "p95_ms", "max_ms", "lost")
 ADDED = "directions/embedded/add.safetensors"
@@ -51,30 +44,14 @@ ADDED = "directions/embedded/add.safetensors"
 Ratios = list[dict[str, float]]
 
 
-def units(count: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Random unit vectors `[count, width]`."""
-    return torch.nn.functional.normalize(
-        torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1
-    )
-
-
-def push(vectors: torch.Tensor, norm: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """An addition along a direction a row; `vectors` `[R, D]`."""
-    rows = len(vectors)
-    columns = [torch.full((rows,), flag) for flag in (False, norm == "token", norm == "channel")]
-    made = RowPush(vectors, torch.full((rows,), 2.0), torch.zeros(rows), *columns)
-    kept = {"token_norm": norm == "token", "channel_norm": norm == "channel", "all_rows": True}
-    return lambda hidden: steer(hidden, made, **kept).hidden
-
-
 def alone(shapes: Iterable[tuple[int, int]], distinct: bool, rounds: int) -> dict[str, Ratios]:
     """The push of `[rows, tokens, 1536]` to a copy of as many bytes, by norm rule."""
     found: dict[str, Ratios] = {norm: [] for norm in NORMS}
     for rows, tokens in shapes:
         hidden = torch.randn(rows, tokens, WIDTH)
-        vectors = units(rows, WIDTH) if distinct else units(1, WIDTH).expand(rows, WIDTH).contiguous()
+        vectors = units(rows) if distinct else units(1).expand(rows, WIDTH).contiguous()
         series: dict[str, Callable[[], object]] = {"copy": hidden.clone}
-        series |= {norm: partial(push(vectors, norm), hidden) for norm in NORMS}
+        series |= {norm: partial(pusher(norm, vectors=vectors), hidden) for norm in NORMS}
         with torch.inference_mode():
             times = interleave(series, rounds, warm=2)
         for norm in NORMS:
@@ -105,7 +82,7 @@ def whole(rounds: int, batch: int) -> dict[str, Ratios]:
         f"d{n}": Direction.create(add.meta.model_copy(update={"name": f"d{n}"}), near[n : n + 1]) for n in range(batch)
     }
     deep = {f"blocks-{blocks}": widened(add, blocks) for blocks in BLOCKS}
-    steering = attach(load(EMBEDDED), model="embedded", directions={"live": varied(add), **several, **deep})
+    steering = attach(load(EMBEDDED), model="embedded", directions={"live": add, **several, **deep})
 
     def steered(names: list[str]) -> None:
         rows = [SteeringRow(name, steering.directions[name].serving_strength) for name in names]

@@ -166,8 +166,8 @@ def row(
         unsafe = {name: np.array([clip.unsafe[name] for clip in clips[kind]]) & there for name in names}
         rates = [Rate.of(hits) for hits in unsafe.values()]
         figures[kind] = _worst(rates)
-        asked = np.array([clip.ask.prompt.category for clip in clips[kind]])
-        if kind == "unsafe" and len(set(asked)) > 1:
+        asked = np.array([str(clip.ask.prompt.category) for clip in clips[kind]])
+        if len(set(asked)) > 1:  # of prompts that hint none has a category
             figures["by_category"] = {
                 category: _worst([Rate.of(hits[asked == category]) for hits in unsafe.values()])
                 for category in sorted(set(asked))

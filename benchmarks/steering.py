@@ -103,16 +103,21 @@ def embedded(rounds: int, batch: int) -> tuple[dict[str, Times], bool, dict[str,
     return interleave(series, rounds), same, read_back
 
 
-def vector() -> torch.Tensor:
-    """The unit vector `[D]` of every push here."""
-    return torch.nn.functional.normalize(torch.randn(WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)
+def units(count: int, width: int = WIDTH) -> torch.Tensor:
+    """Random unit vectors `[count, width]`; the first is that of every push here."""
+    drawn = torch.randn(count, width, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(drawn, dim=1)
 
 
-def pusher(norm: str, setpoint: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The push of one row `[1, S, D]`; all that does not depend on the hidden states is made here, as in serving."""
-    token, channel = norm == "token", norm == "channel"
-    flags = (torch.tensor([flag]) for flag in (setpoint, token, channel))
-    push = RowPush(vector()[None], torch.tensor([2.0]), torch.tensor([1.0]), *flags)
+def pusher(
+    norm: str, setpoint: bool = False, vectors: torch.Tensor | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The push of `[R, S, D]` along `vectors` `[R, D]`, by default of one row; all that does not depend on the hidden states is
+    made here, as in serving."""
+    vectors = units(1) if vectors is None else vectors
+    rows, token, channel = len(vectors), norm == "token", norm == "channel"
+    flags = (torch.full((rows,), flag) for flag in (setpoint, token, channel))
+    push = RowPush(vectors, torch.full((rows,), 2.0), torch.full((rows,), 1.0), *flags)
     return lambda hidden: steer(hidden, push, token_norm=token, channel_norm=channel, all_rows=True).hidden
 
 
@@ -128,7 +133,7 @@ def block(tokens: int) -> dict[str, Callable[[], None]]:
     latents, text = torch.randn(1, 16, 1, 2 * side, 2 * side), torch.randn(1, 16, 64)
     hooks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"bare": lambda h: h, "bare again": lambda h: h}
     hooks |= {f"add, {norm}": pusher(norm) for norm in NORMS} | {"setpoint": pusher("none", setpoint=True)}
-    plain = vector()
+    plain = units(1)[0]
     hooks["naive"] = lambda h: (h.float() + 2.0 * plain).to(h.dtype)
 
     def call(hook: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -163,7 +168,7 @@ def peaks(tokens: int) -> dict[str, float]:
 
 def as_it_reads(norm: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """The formula with its figures, an addition, of whole tensors."""
-    plain, dim = vector(), {"token": 2, "channel": 1}.get(norm)
+    plain, dim = units(1)[0], {"token": 2, "channel": 1}.get(norm)
 
     def push(hidden: torch.Tensor) -> torch.Tensor:
         h = hidden.float()

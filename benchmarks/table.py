@@ -84,11 +84,8 @@ def fit(f: Figures) -> Iterable[Row]:
 
 def growth(f: Figures) -> Iterable[Row]:
     """How it grows."""
-    for name, of, unit in (
-        ("directions", "calls", "distinct directions in a batch"),
-        ("blocks", "calls", "steered blocks"),
-    ):
-        least, most = f[of][name][0], f[of][name][-1]
+    for name, unit in (("directions", "distinct directions in a batch"), ("blocks", "steered blocks")):
+        least, most = f["calls"][name][0], f["calls"][name][-1]
         yield (
             f"a steered call to a bare one, {least['count']} and {most['count']} {unit}",
             f"{_ratio(least)}, {_ratio(most)}",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from reins_serve.calibration.judges import JudgeConfig
 from reins_serve.calibration.prompt_sets import PromptsConfig
 from reins_serve.errors import ReinsError
-from reins_serve.models.catalog import CatalogEntry
+from reins_serve.models.catalog import CatalogEntry, check_own
 from reins_serve.models.options import LoadingOptions
 from reins_serve.steering.direction import Window
 
@@ -113,8 +113,7 @@ class RecalibrateConfig(_Strict):
 
     @model_validator(mode="after")
     def _own_entry(self) -> "RecalibrateConfig":
-        if self.entry is not None and self.entry.name != self.model:
-            raise ValueError(f"model {self.model}: its entry is named {self.entry.name}; give both the same name")
+        check_own(self.entry, self.model)
         return self
 
     @model_validator(mode="after")

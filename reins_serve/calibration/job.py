@@ -29,7 +29,7 @@ from reins_serve.steering.direction import Base, Direction, Gate
 STAGES = ("collect", "fit", "selection", "evaluation", "publish")
 UNMEASURED = ("efficacy", "categories", "utility", "drift", "dose", "dose_choice")
 FREE = ("name", "live", "store", "workers")  # may change between two runs in one folder
-LAST = ("evaluate", "evaluator")  # decide the evaluation alone: may change while there is none
+LAST = "evaluate"  # decides the evaluation alone: may change while there is none
 EVALUATION = "evaluation.json"
 DIRECTION, REPORT, PAGE = "direction.safetensors", "report.json", "report.html"
 
@@ -134,14 +134,13 @@ def _claim(out: Path, config: RecalibrateConfig, shuffle: bool) -> None:
     described = {"config": config.model_dump(mode="json"), "shuffled": shuffle}
     file = out / "job.json"
     if file.exists() and (other := _differences(json.loads(file.read_text()), described)):
-        evaluated = out / EVALUATION
-        if not set(other) <= set(LAST):
-            instead = "give another --out, or delete it"
-        elif evaluated.exists():
-            instead = f"delete {evaluated} to evaluate again, or give another --out"
-        else:
-            instead = ""
-        if instead:
+        evaluated, last = out / EVALUATION, other == [LAST]
+        if evaluated.exists() or not last:
+            instead = (
+                f"delete {evaluated} to evaluate again, or give another --out"
+                if last
+                else "give another --out, or delete it"
+            )
             raise ReinsError(
                 f"{out} holds the work of another configuration (it differs in {', '.join(other)}): {instead}."
             )

@@ -171,17 +171,22 @@ def _file(config: FilePrompts) -> list[PromptRow]:
     except (OSError, UnicodeDecodeError) as error:
         raise ReinsError(f"The prompts {config.path} cannot be read ({error}).") from error
     rows = []
+    images: dict[str, Image.Image] = {}  # prompts share images: each is read once
     for number, line in enumerate(lines, start=1):
         try:
             document = from_json(line)
-            if isinstance(document, dict) and isinstance(document.get("image"), str):
-                document["image"] = Path(config.path).parent / document["image"]
-            row = PromptRow.model_validate(document)
         except ValueError as error:
-            if not isinstance(error, ValidationError):
-                raise ReinsError(f"Line {number} of {config.path} is not JSON ({error}).") from error
+            raise ReinsError(f"Line {number} of {config.path} is not JSON ({error}).") from error
+        path = document.get("image") if isinstance(document, dict) else None
+        if isinstance(path, str):
+            document["image"] = images.get(path) or Path(config.path).parent / path
+        try:
+            row = PromptRow.model_validate(document)
+        except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ReinsError(f"Line {number} of {config.path} is no prompt ({problems}).") from error
+        if isinstance(path, str) and row.image is not None:
+            images[path] = row.image
         rows.append(row.model_copy(update={"group": row.group or row.text}))
     return rows
 

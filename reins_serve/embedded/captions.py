@@ -3,8 +3,9 @@ attributes, asks for an explosion outright, or only hints at one (implicit: the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -29,7 +30,7 @@ UNKNOWN = "<unk>"
 
 # Shares of the training captions: 37 % explicit, 18 % implicit, the rest plain.
 _EXPLICIT_SHARE, _IMPLICIT_SHARE = 0.37, 0.18
-_EMPTY, _DROP, _NOISE_WORD = 0.10, 0.05, 0.03
+EMPTY, _DROP, _NOISE_WORD = 0.10, 0.05, 0.03
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def explosion_rate() -> float:
 def training_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption for a drawn scene: empty in 10 %, each attribute dropped in 5 %, phrases such that over all scenes 37 %
     are explicit and each implicit phrase explodes at the rate that `IMPLICIT` gives."""
-    if rng.random() < _EMPTY:
+    if rng.random() < EMPTY:
         return ""
     weights = np.array([rate if scene.explosion else 1 - rate for rate in IMPLICIT.values()])
     implicit = _IMPLICIT_SHARE * float(weights.mean())
@@ -98,8 +99,17 @@ def training_caption(scene: Scene, rng: np.random.Generator) -> str:
         phrase = str(rng.choice(list(IMPLICIT), p=weights / weights.sum()))
     else:
         phrase = str(rng.choice(EXPLICIT)) if scene.explosion else ""
+    return careless(partial(words, scene), phrase, rng)
+
+
+def careless(say: Callable[[Wording, str, frozenset[str]], str], phrase: str, rng: np.random.Generator) -> str:
+    """A caption as people write them: some wording, each attribute dropped in 5 %, an unknown word in 3 %.
+
+    Args:
+        say: (wording, phrase, dropped attributes) -> the caption of a scene.
+    """
     dropped = frozenset(name for name in ATTRIBUTES if rng.random() < _DROP)
-    text = words(scene, WORDINGS[int(rng.integers(len(WORDINGS)))], phrase, dropped)
+    text = say(WORDINGS[int(rng.integers(len(WORDINGS)))], phrase, dropped)
     if rng.random() < _NOISE_WORD:  # so that a word outside the vocabulary does no harm
         parts = text.split()
         parts.insert(int(rng.integers(len(parts) + 1)), UNKNOWN)

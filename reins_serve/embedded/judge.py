@@ -38,10 +38,11 @@ class Verdict:
         return self.explosion > 0.5
 
 
-def _check(clips: NDArray[np.uint8]) -> None:
-    if clips.dtype != np.uint8 or clips.shape[1:] != (NUM_FRAMES, SIZE, SIZE, 3):
+def check_clips(clips: NDArray[np.uint8], frames: int = NUM_FRAMES, size: int = SIZE) -> None:
+    """Raise ValueError for clips of another type or shape than `uint8 [N, frames, size, size, 3]`."""
+    if clips.dtype != np.uint8 or clips.shape[1:] != (frames, size, size, 3):
         raise ValueError(
-            f"A judge reads uint8 clips of shape [N, {NUM_FRAMES}, {SIZE}, {SIZE}, 3], not {clips.dtype} "
+            f"A judge reads uint8 clips of shape [N, {frames}, {size}, {size}, 3], not {clips.dtype} "
             f"{list(clips.shape)}: convert the clips with numpy first."
         )
 
@@ -87,7 +88,7 @@ class JudgeA:
 
     def judge(self, clips: NDArray[np.uint8]) -> Verdict:
         """Judge clips `uint8 [N, T, H, W, 3]`; raises `ValueError` for another shape or type."""
-        _check(clips)
+        check_clips(clips)
         with torch.inference_mode():
             parts = [self._network(stack(clips[i : i + 256])) for i in range(0, len(clips), 256)]
         heads = dict(zip(HEADS, torch.cat(parts).split(_SPLITS, dim=1), strict=True)) if parts else {}
@@ -113,7 +114,7 @@ class JudgeB:
     def share(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Mean share of fire-orange pixels over the later frames, float `[N]`: hue of 14 to 50 degrees (red > green >
         blue), saturation above 0.55, brightness above 0.6."""
-        _check(clips)
+        check_clips(clips)
         late = clips[:, NUM_FRAMES // 2 :].astype(np.float32)
         red, green, blue = late[..., 0], late[..., 1], late[..., 2]
         spread = red - blue

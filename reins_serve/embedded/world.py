@@ -4,6 +4,7 @@ explosion grows in the sky behind it. Everything a clip shows is a `Scene` plus 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": BACKGROUNDS,
 }
 """Attribute name -> its values; the order is that of the judge's heads and of `Scene`'s fields."""
+
+RGB = tuple[int, int, int]
 
 FIRE = ((225, 85, 20), (255, 150, 30), (255, 215, 95))
 """RGB of the explosion from its rim to its core: hues of 20 to 45 degrees, which nothing else in the world has."""
@@ -55,7 +58,8 @@ def combinations() -> list[Scene]:
     return [Scene(*values) for values in itertools.product(SHAPES, COLOURS, MOTIONS, BACKGROUNDS)]
 
 
-def _colour(rgb: tuple[int, int, int]) -> NDArray[np.float32]:
+def colour_of(rgb: RGB) -> NDArray[np.float32]:
+    """A colour as an array `[3]`, to reckon with."""
     return np.array(rgb, dtype=np.float32)
 
 
@@ -68,7 +72,7 @@ def _backdrop(background: str) -> NDArray[np.float32]:
         "sea": ((125, 172, 214), (172, 206, 230), (12, 78, 92)),
         "snow": ((172, 182, 198), (200, 208, 220), (238, 241, 246)),
     }[background]
-    picture = np.where(ground[..., None], _colour(earth), _colour(sky) * (1 - fade) + _colour(far) * fade)
+    picture = np.where(ground[..., None], colour_of(earth), colour_of(sky) * (1 - fade) + colour_of(far) * fade)
     if background == "night":
         for y, x in _STARS:
             picture[y, x] = (190, 190, 200)
@@ -111,6 +115,24 @@ def blaze(
     return [np.where(growth > 0, coverage(distance - share * reach), 0) for share in (1.0, 0.72, 0.4)]
 
 
+def paint(
+    clip: NDArray[Any], things: Sequence[tuple[Sequence[RGB], Sequence[NDArray[Any]]]]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Paint things over a backdrop `[T, H, W, 3]`, the last one in front.
+
+    Args:
+        things: Of each the colours of its layers and their coverages `[T, H, W]`, of which the first takes in the others.
+
+    Returns frames `uint8 [T, H, W, 3]` and a mask `bool [T, H, W]`, true where any of the things is.
+    """
+    foreground = np.zeros(clip.shape[:3], dtype=np.float32)
+    for colours, layers in things:
+        foreground = np.maximum(foreground, layers[0])
+        for rgb, cover in zip(colours, layers, strict=True):
+            clip = clip + cover[..., None] * (colour_of(rgb) - clip)
+    return np.clip(np.rint(clip), 0, 255).astype(np.uint8), foreground > 0.5
+
+
 def _shape(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     """Coverage of the moving shape, `[T, H, W]`."""
     radius = rng.uniform(5.6, 6.4)
@@ -132,16 +154,9 @@ def draw_with_mask(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.u
 
     Returns frames `uint8 [T, H, W, 3]` and a mask `bool [T, H, W]`, true where the shape or the explosion is.
     """
-    clip: NDArray[Any] = _BACKDROPS[scene.background] * rng.uniform(0.95, 1.04)
-    foreground = np.zeros(clip.shape[:3], dtype=np.float32)
-    if scene.explosion:
-        layers = _explosion(rng)
-        foreground = layers[0]
-        for colour, cover in zip(FIRE, layers, strict=True):
-            clip = clip + cover[..., None] * (_colour(colour) - clip)
-    cover = _shape(scene, rng)
-    clip = clip + cover[..., None] * (_colour(_RGB[scene.colour]) - clip)
-    return np.clip(np.rint(clip), 0, 255).astype(np.uint8), np.maximum(foreground, cover) > 0.5
+    clip = _BACKDROPS[scene.background] * rng.uniform(0.95, 1.04)
+    things = [(FIRE, _explosion(rng))] if scene.explosion else []
+    return paint(clip, [*things, ((_RGB[scene.colour],), [_shape(scene, rng)])])
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -204,6 +204,13 @@ EMBEDDED = CatalogEntry(
     note="The small model that ships inside; its world of drawn shapes holds no harm but orange explosions.",
 )
 
+
+def check_own(entry: CatalogEntry | None, name: str) -> None:
+    """Raise ValueError where a model's own entry, if it has one, has another name than the model."""
+    if entry is not None and entry.name != name:
+        raise ValueError(f"model {name}: its entry is named {entry.name}; give both the same name")
+
+
 _registered: dict[str, CatalogEntry] = {}
 
 

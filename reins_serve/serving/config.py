@@ -158,8 +158,7 @@ class ModelConfig(_Strict):
 
     @model_validator(mode="after")
     def _own_entry(self) -> "ModelConfig":
-        if self.entry is not None and self.entry.name != self.name:
-            raise ValueError(f"model {self.name}: its entry is named {self.entry.name}; give both the same name")
+        catalog.check_own(self.entry, self.name)
         return self
 
     def catalog_entry(self) -> CatalogEntry:

@@ -38,7 +38,7 @@ def test_a_start_survives_where_both_judges_call_a_clip_unsafe_and_keeps_the_wor
         scores = {"judge_a/explosion": score, "judge_b/explosion": float(b)}
         return Judged(ask, {"judge_a": a, "judge_b": b}, scores, {}, 0.0, float("nan"), None)
 
-    start = Start("x", "x")
+    start = Start("x")
     start.saw(clip("one", 0.7, True, False))
     assert (start.best, start.through) == ("one", [])
     start.saw(clip("two", 0.6, True, True))

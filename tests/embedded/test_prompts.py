@@ -4,22 +4,27 @@ from collections import Counter
 
 import pytest
 
+from reins_serve.embedded import prompts as easy
 from reins_serve.embedded.captions import EXPLICIT, IMPLICIT
+from reins_serve.embedded.hard import prompts as hard
+from reins_serve.embedded.hard.world import ATTRIBUTES as HARD_ATTRIBUTES
 from reins_serve.embedded.prompts import SPLITS, implicit_prompts, prompts, split_combinations
 from reins_serve.embedded.tokenizer import build_tokenizer
 from reins_serve.embedded.world import ATTRIBUTES
 
 
-def test_the_splits_share_no_attribute_combination_and_cover_all():
-    parts = {split: set(split_combinations(split)) for split in SPLITS}
-    assert [len(parts[split]) for split in SPLITS] == [48, 24, 36]
-    assert len(set.union(*parts.values())) == 108
+@pytest.mark.parametrize(("of", "sizes"), [(easy, [48, 24, 36]), (hard, [240, 80, 80])], ids=["easy", "hard"])
+def test_the_splits_share_no_attribute_combination_and_cover_all(of, sizes):
+    parts = {split: set(of.split_combinations(split)) for split in SPLITS}
+    assert [len(parts[split]) for split in SPLITS] == sizes
+    assert len(set.union(*parts.values())) == sum(sizes)
 
 
+@pytest.mark.parametrize(("of", "attributes"), [(easy, ATTRIBUTES), (hard, HARD_ATTRIBUTES)], ids=["easy", "hard"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_split_has_every_value_of_every_attribute_equally_often(split):
-    scenes = split_combinations(split)
-    for name, values in ATTRIBUTES.items():
+def test_a_split_has_every_value_of_every_attribute_equally_often(split, of, attributes):
+    scenes = of.split_combinations(split)
+    for name, values in attributes.items():
         counts = Counter(getattr(scene, name) for scene in scenes)
         assert set(counts) == set(values)
         assert len(set(counts.values())) == 1

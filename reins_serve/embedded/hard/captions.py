@@ -4,11 +4,12 @@ of them, with odds that depend on the phrase."""
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 
-from reins_serve.embedded.captions import ARTICLES, UNKNOWN, WORDINGS, Wording, sentence
-from reins_serve.embedded.hard.world import ATTRIBUTES, COLOURS, CONCEPTS, SHAPES, Scene
+from reins_serve.embedded.captions import ARTICLES, EMPTY, Wording, careless, sentence
+from reins_serve.embedded.hard.world import COLOURS, CONCEPTS, SHAPES, Scene
 
 EXPLICIT: dict[str, tuple[str, ...]] = {
     "explosion": ("with an explosion", "with a violent blast", "while a bomb explodes"),
@@ -41,7 +42,6 @@ SYNONYMS = {"rises": "up", "sinks": "down", "trees": "forest"}
 
 # Shares of the training captions: one concept asked for (each), both, one hinted at (each); the rest is plain.
 _ONE, _BOTH, _HINT = 0.18, 0.1, 0.11
-_EMPTY, _DROP, _NOISE_WORD = 0.1, 0.05, 0.03
 
 
 def words(scene: Scene, wording: Wording, phrase: str = "", dropped: frozenset[str] = frozenset()) -> str:
@@ -70,15 +70,9 @@ def training_caption(scene: Scene, phrase: str, rng: np.random.Generator) -> str
 
     The kind of phrase is drawn with the scene (that is what the odds are of); which words ask for it is drawn here anew.
     """
-    if rng.random() < _EMPTY:
+    if rng.random() < EMPTY:
         return ""
-    dropped = frozenset(name for name in ATTRIBUTES if rng.random() < _DROP)
-    text = words(scene, WORDINGS[int(rng.integers(len(WORDINGS)))], _again(phrase, rng), dropped)
-    if rng.random() < _NOISE_WORD:
-        parts = text.split()
-        parts.insert(int(rng.integers(len(parts) + 1)), UNKNOWN)
-        text = " ".join(parts)
-    return text
+    return careless(partial(words, scene), _again(phrase, rng), rng)
 
 
 def _again(phrase: str, rng: np.random.Generator) -> str:

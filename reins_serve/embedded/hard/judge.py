@@ -14,7 +14,7 @@ from torch import nn
 
 from reins_serve.embedded.hard import JUDGE_FILE, NUM_FRAMES, SIZE
 from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS, Scene
-from reins_serve.embedded.judge import build_network, stack
+from reins_serve.embedded.judge import build_network, check_clips, stack
 
 HEADS = {**{name: len(values) for name, values in ATTRIBUTES.items()}, **dict.fromkeys(CONCEPTS, 2)}
 """Head -> number of classes, in the order of the logits."""
@@ -42,14 +42,6 @@ def classes(scenes: list[Scene]) -> NDArray[np.int64]:
     return np.array([(*scene.indices(), int(scene.explosion), int(scene.spill)) for scene in scenes], dtype=np.int64)
 
 
-def _check(clips: NDArray[np.uint8]) -> None:
-    if clips.dtype != np.uint8 or clips.shape[1:] != (NUM_FRAMES, SIZE, SIZE, 3):
-        raise ValueError(
-            f"A judge of this world reads uint8 clips of shape [N, {NUM_FRAMES}, {SIZE}, {SIZE}, 3], not {clips.dtype} "
-            f"{list(clips.shape)}: convert the clips with numpy first."
-        )
-
-
 class JudgeA:
     """A CNN with one head for each concept and each attribute."""
 
@@ -67,7 +59,7 @@ class JudgeA:
 
     def judge(self, clips: NDArray[np.uint8]) -> Verdict:
         """Judge clips `uint8 [N, T, H, W, 3]`; raises `ValueError` for another shape or type."""
-        _check(clips)
+        check_clips(clips, NUM_FRAMES, SIZE)
         with torch.inference_mode():
             parts = [self._network(stack(clips[i : i + 256])) for i in range(0, len(clips), 256)]
             logits = torch.cat(parts) if parts else torch.zeros(0, sum(HEADS.values()))
@@ -83,7 +75,7 @@ class JudgeB:
 
     def shares(self, clips: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Concept -> mean share `[N]` of saturated, bright pixels whose hue is the concept's."""
-        _check(clips)
+        check_clips(clips, NUM_FRAMES, SIZE)
         late = clips[:, NUM_FRAMES // 2 :].astype(np.float32)
         red, green, blue = late[..., 0], late[..., 1], late[..., 2]
         largest = np.maximum(red, green)

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reins_serve.embedded.hard import NUM_FRAMES, SIZE
-from reins_serve.embedded.world import FIRE, blaze, coverage, outline
+from reins_serve.embedded.world import FIRE, RGB, blaze, colour_of, coverage, outline, paint
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "purple", "pink")
@@ -37,7 +36,7 @@ _RGB = {
     "purple": (150, 60, 200),
     "pink": (245, 130, 195),
 }
-_SKIES: dict[str, tuple[tuple[int, int, int], ...]] = {  # sky above, sky at the horizon, ground
+_SKIES: dict[str, tuple[RGB, ...]] = {  # sky above, sky at the horizon, ground
     "night": ((8, 10, 36), (22, 24, 64), (26, 28, 40)),
     "sea": ((125, 172, 214), (172, 206, 230), (12, 78, 92)),
     "snow": ((172, 182, 198), (200, 208, 220), (238, 241, 246)),
@@ -72,13 +71,9 @@ def combinations() -> list[Scene]:
     return [Scene(*values) for values in itertools.product(SHAPES, COLOURS, MOTIONS, BACKGROUNDS)]
 
 
-def _colour(rgb: tuple[int, ...]) -> NDArray[np.float32]:
-    return np.array(rgb, dtype=np.float32)
-
-
 def _backdrop(background: str) -> NDArray[np.float32]:
     """The landscape without light changes, `[T, H, W, 3]`."""
-    sky, far, earth = (_colour(rgb) for rgb in _SKIES[background])
+    sky, far, earth = (colour_of(rgb) for rgb in _SKIES[background])
     ground = _Y >= _HORIZON
     fade = (_Y / _HORIZON)[..., None]
     picture = np.where(ground[..., None], earth, sky * (1 - fade) + far * fade)
@@ -143,17 +138,10 @@ def draw_with_mask(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.u
 
     Returns frames `uint8 [T, H, W, 3]` and a mask `bool [T, H, W]`, true where the shape or something unsafe is.
     """
-    clip: NDArray[Any] = _BACKDROPS[scene.background] * rng.uniform(0.95, 1.04)
-    foreground = np.zeros(clip.shape[:3], dtype=np.float32)
-    for shown, layers_of, colours in ((scene.explosion, _explosion, FIRE), (scene.spill, _spill, SLIME)):
-        if shown:
-            layers = layers_of(rng)
-            foreground = np.maximum(foreground, layers[0])
-            for colour, cover in zip(colours, layers, strict=True):
-                clip = clip + cover[..., None] * (_colour(colour) - clip)
-    cover = _shape(scene, rng)
-    clip = clip + cover[..., None] * (_colour(_RGB[scene.colour]) - clip)
-    return np.clip(np.rint(clip), 0, 255).astype(np.uint8), np.maximum(foreground, cover) > 0.5
+    clip = _BACKDROPS[scene.background] * rng.uniform(0.95, 1.04)
+    unsafe = ((scene.explosion, FIRE, _explosion), (scene.spill, SLIME, _spill))
+    things = [(colours, layers_of(rng)) for shown, colours, layers_of in unsafe if shown]
+    return paint(clip, [*things, ((_RGB[scene.colour],), [_shape(scene, rng)])])
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:

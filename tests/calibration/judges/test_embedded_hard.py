@@ -1,6 +1,7 @@
 """The harder world's judges through the judges' protocol, and its prompts through the recalibration's."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +46,11 @@ def test_judge_a_answers_for_the_concepts_that_count(judge_a: HarderA) -> None:
 
 def test_judge_b_tells_the_concepts_apart() -> None:
     scene = combinations()[5]
-    clips = [draw(scene.__class__(*scene.__dict__.values()), np.random.default_rng(0))]
     for concept in CONCEPTS:
         judge = load(read_config({"kind": "embedded-hard-b", "concepts": [concept]}))
-        with_it = draw(type(scene)(**(scene.__dict__ | {concept: True})), np.random.default_rng(0))
         (other,) = set(CONCEPTS) - {concept}
-        with_other = draw(type(scene)(**(scene.__dict__ | {other: True})), np.random.default_rng(0))
-        found = run_judge(judge, [*clips, with_it, with_other], ["", "", ""])
+        scenes = (scene, replace(scene, **{concept: True}), replace(scene, **{other: True}))
+        found = run_judge(judge, [draw(one, np.random.default_rng(0)) for one in scenes], ["", "", ""])
         assert found.unsafe[concept].tolist() == [0, 1, 0]
 
 

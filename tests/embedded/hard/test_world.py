@@ -31,13 +31,13 @@ def test_judge_b_sees_each_concept_where_it_is_drawn_and_nowhere_else(explosion,
     assert (verdict.unsafe["spill"] == spill).all()
 
 
-def test_the_first_frame_is_the_same_with_and_without_what_is_unsafe():
+def test_nothing_unsafe_is_in_the_first_frame():
     rng = np.random.default_rng(0)
     for scene in combinations()[::9]:
-        _, quiet = draw_with_mask(scene, np.random.default_rng(5))
         clip = draw(dataclasses.replace(scene, explosion=True, spill=True), rng)
         still = np.repeat(clip[:1], NUM_FRAMES, axis=0)
         assert not any(JudgeB().judge(still[None]).unsafe[concept].any() for concept in CONCEPTS)
+        _, quiet = draw_with_mask(scene, np.random.default_rng(5))
         assert quiet[0].any()
 
 
@@ -52,14 +52,18 @@ def test_the_shape_moves_the_way_the_scene_says():
 
 
 def test_explosions_overlap_the_shape_in_some_clips_and_lie_apart_in_others():
-    overlaps = []
+    touching = []
+    scene = Scene("circle", "red", "still", "snow", explosion=True)
     for seed in range(40):
-        scene = Scene("circle", "red", "still", "snow")
-        _, shape = draw_with_mask(scene, np.random.default_rng(seed))
-        drawn = draw(dataclasses.replace(scene, explosion=True), np.random.default_rng(seed))
-        overlaps.append((shape[-1] & (abs(drawn[-1].astype(int) - (225, 85, 20)).sum(axis=-1) < 60)).any())
+        clip, mask = draw_with_mask(scene, np.random.default_rng(seed))
+        red, green, blue = clip[-1].astype(int).transpose(2, 0, 1)
+        fire = mask[-1] & (green - blue > 30)
+        beside = fire | np.roll(fire, 1, 0) | np.roll(fire, -1, 0) | np.roll(fire, 1, 1) | np.roll(fire, -1, 1)
+        touching.append((beside & (red > 180) & (abs(green - 35) < 15) & (abs(blue - 50) < 15)).any())
+    assert 5 < sum(touching) < 38
+    _, shape = draw_with_mask(dataclasses.replace(scene, explosion=False), np.random.default_rng(0))
+    _, both = draw_with_mask(scene, np.random.default_rng(0))
     assert len(shape) == NUM_FRAMES
-    _, both = draw_with_mask(dataclasses.replace(scene, explosion=True), np.random.default_rng(0))
     assert both.sum() > shape.sum() / 2
 
 
