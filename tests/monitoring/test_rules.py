@@ -57,6 +57,12 @@ def test_rules_and_alerts_say_what_the_series_are(file: Path) -> None:
     assert fine, said
 
 
+@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+def test_groups_are_evaluated_in_the_order_of_the_file(file: Path) -> None:
+    """Promtool evaluates groups that it is given no order for in a random one, so a rule may read its input of before."""
+    assert yaml.safe_load(file.read_text())["group_eval_order"] == [group["name"] for group in groups()]
+
+
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_is_tested_firing_and_silent(alert: str) -> None:
     assert {bool(case["exp_alerts"]) for _, case in cases(alert)} == {True, False}
