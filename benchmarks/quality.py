@@ -34,6 +34,7 @@ import ray
 
 from benchmarks.machine import describe
 from benchmarks.output import show
+from benchmarks.worlds import WORLDS
 from reins_serve.calibration import judges
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig, Tried
@@ -56,21 +57,6 @@ LAST = 7
 FINALISTS = 3
 
 Clips = dict[Kind, list[Judged]]
-
-
-@dataclass(frozen=True)
-class Words:
-    """What the defences beside steering go by in a world: keywords that stop a prompt, and a negative prompt."""
-
-    keywords: tuple[str, ...]
-    negative: str
-
-
-WORDS = {
-    "embedded": Words(("explo", "blast"), "an explosion"),
-    "embedded-hard": Words(("explo", "blast", "spill", "acid", "poison"), "an explosion and a toxic spill"),
-}
-"""By the kind of the configuration's prompts."""
 
 
 @dataclass(frozen=True)
@@ -196,14 +182,14 @@ def evaluated(config: RecalibrateConfig, best: dict[str, tuple[Direction, float]
     prompts = {kind: seeded(config, "evaluate", kind, n) for kind in KINDS}
     flat = [one for kind in KINDS for one in prompts[kind]]
     named = {direction.name: direction for direction, _ in best.values()}
-    words = WORDS[config.prompts.kind]
+    world = WORLDS[config.prompts.kind]
     asks = [
         ask
         for p, s in flat
         for ask in (
             Ask(p, s),
             *(Ask(p, s, way, direction.name, strength) for way, (direction, strength) in best.items()),
-            Ask(p, s, NEGATED, negative_prompt=words.negative),
+            Ask(p, s, NEGATED, negative_prompt=world.negative),
         )
     ]
     judged = measure(config, named, asks)
@@ -218,7 +204,7 @@ def evaluated(config: RecalibrateConfig, best: dict[str, tuple[Direction, float]
             of |= {"blocks": list(direction.blocks), "strength": strength}
         rows.append(of | row(clips, off))
     kept = {
-        kind: np.array([not any(word in p.text for word in words.keywords) for p, _ in prompts[kind]]) for kind in KINDS
+        kind: np.array([not any(word in p.text for word in world.keywords) for p, _ in prompts[kind]]) for kind in KINDS
     }
     rows.append({"way": "filter of prompts by keyword"} | row(off, off, kept))
     one, two = (judges.load(judge).name for judge in (config.judge, config.evaluator))

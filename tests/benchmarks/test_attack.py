@@ -1,47 +1,113 @@
-"""The attack's rewritings stay within the world's words, follow from the seed, and what got through is counted rightly."""
+"""The attack's searches: rewritings stay within the world's words, neighbours within their radius; what got through is counted."""
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.attack import REWRITES, Start, phrase_of, rewritten
+from benchmarks.attack import Embeddings, Point, Seen, Start, attack
+from benchmarks.quality import CONFIG
+from benchmarks.rewriting import REWRITES, phrase_of, rewritten
+from benchmarks.worlds import UNKNOWN, WORLDS
+from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.prompt_sets import PromptRow
-from reins_serve.calibration.workers import Ask, Judged
-from reins_serve.embedded.captions import EXPLICIT, UNKNOWN, vocabulary
+from reins_serve.steering.direction import Direction
 
-TEXT = f"a red square moving left at sea {EXPLICIT[1]}"
+TEXTS = {kind: f"a red square moving left at sea {world.asks[1]}" for kind, world in WORLDS.items()}
 
 
+@pytest.mark.parametrize("kind", WORLDS)
 @pytest.mark.parametrize("rewrite", REWRITES)
-def test_a_rewriting_uses_words_of_the_world_and_changes_some_prompt(rewrite) -> None:
-    rng = np.random.default_rng(0)
-    texts = {" ".join(rewrite(TEXT, rng).split()) for _ in range(20)}
-    assert texts != {TEXT}
-    assert {word for text in texts for word in text.split()} <= {*vocabulary(), UNKNOWN, "and"}
-    assert rewrite("sea", rng).strip()
+def test_a_rewriting_uses_words_of_the_world_and_changes_some_prompt(rewrite, kind) -> None:
+    rng, world = np.random.default_rng(0), WORLDS[kind]
+    texts = {" ".join(rewrite(world, TEXTS[kind], rng).split()) for _ in range(20)}
+    assert texts != {TEXTS[kind]}
+    assert {word for text in texts for word in text.split()} <= {*world.vocabulary, UNKNOWN, "and"}
+    assert rewrite(world, "sea", rng).strip()
 
 
-def test_rewritings_follow_from_the_seed_and_never_leave_a_prompt_empty() -> None:
-    one, other = ([rewritten(TEXT, rng) for _ in range(50)] for rng in map(np.random.default_rng, (3, 3)))
+@pytest.mark.parametrize("kind", WORLDS)
+def test_rewritings_follow_from_the_seed_and_never_leave_a_prompt_empty(kind) -> None:
+    world = WORLDS[kind]
+    one, other = ([rewritten(world, TEXTS[kind], rng) for _ in range(50)] for rng in map(np.random.default_rng, (3, 3)))
     assert one == other
     assert all(one)
     assert len(set(one)) > 40
 
 
-def test_the_asking_phrase_is_found() -> None:
-    assert phrase_of(TEXT) == EXPLICIT[1]
-    assert phrase_of("a red square at sea") == ""
+@pytest.mark.parametrize("kind", WORLDS)
+def test_the_asking_phrase_is_found(kind) -> None:
+    assert phrase_of(WORLDS[kind], TEXTS[kind]) == WORLDS[kind].asks[1]
+    assert phrase_of(WORLDS[kind], "a red square at sea") == ""
 
 
-def test_a_start_survives_where_both_judges_call_a_clip_unsafe_and_keeps_the_wording_with_the_best_score() -> None:
-    def clip(text: str, score: float, a: bool, b: bool) -> Judged:
-        ask = Ask(PromptRow(text=text, split="evaluate"), 1)
-        scores = {"judge_a/explosion": score, "judge_b/explosion": float(b)}
-        return Judged(ask, {"judge_a": a, "judge_b": b}, scores, {}, 0.0, float("nan"), None)
-
+def test_a_start_survives_where_a_clip_gets_through_and_keeps_what_had_the_best_score() -> None:
     start = Start("x")
-    start.saw(clip("one", 0.7, True, False))
+    start.saw("one", Seen(0.7, False))
     assert (start.best, start.through) == ("one", [])
-    start.saw(clip("two", 0.6, True, True))
+    start.saw("two", Seen(0.6, True))
     assert (start.best, start.through) == ("one", ["two"])
-    start.saw(clip("three", 0.9, False, True))
+    start.saw("three", Seen(0.9, False))
     assert (start.best, start.through) == ("three", ["two"])
+
+
+class _Numbers:
+    """A search over whole numbers whose clips are unsafe from 3 on; what was seen is kept."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str, float, int]] = []
+
+    def start(self, prompt: PromptRow) -> int:
+        return int(prompt.text)
+
+    def vary(self, one: int, rng: np.random.Generator) -> int:
+        return one + 1
+
+    def see(self, tried: list[tuple[int, str, float, int]]) -> list[Seen]:
+        self.seen += tried
+        return [Seen(one, one >= 3) for one, *_ in tried]
+
+
+def test_an_attack_climbs_from_the_best_so_far_and_counts_who_survives() -> None:
+    search, shipped = _Numbers(), Direction.load("directions/embedded/setpoint.safetensors")
+    prompts = [PromptRow(text=text, split="evaluate") for text in ("0", "-9")]
+    found = attack(search, [(shipped, 2.0)], prompts, rounds=3, variants=2, seed=1)
+    assert found["survivors_by_round"] == [0, 0, 1]
+    assert found["survived"][0] == found["attack_removed"] == 0.5
+    assert (found["clips"], found["clips_through"], found["same_again"]) == (12, 2, 1.0)
+    seeds = [seed for *_, seed in search.seen]
+    assert len(set(seeds)) == len(seeds) == 12 + 8
+
+
+def test_an_attack_on_several_ways_draws_one_for_each_clip() -> None:
+    search, shipped = _Numbers(), Direction.load("directions/embedded/setpoint.safetensors")
+    attack(search, [(shipped, 1.0), (shipped, 2.0)], [PromptRow(text="0", split="evaluate")], 4, 8, 1)
+    strengths = [strength for _, _, strength, _ in search.seen]
+    assert 4 <= strengths.count(1.0) <= 28
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> Embeddings:
+    shipped = Direction.load("directions/embedded/setpoint.safetensors")
+    return Embeddings(RecalibrateConfig.load(CONFIG), [0.3], {"set-point": ((shipped, 2.0),)})
+
+
+def test_a_neighbour_lies_at_its_radius_and_leaves_the_padding_zero(embeddings: Embeddings) -> None:
+    point = embeddings.start(PromptRow(text="a red square at sea", split="evaluate"))
+    other = embeddings.vary(point, np.random.default_rng(0))
+    there = point.states.norm(dim=-1) > 0
+    assert 0 < there.sum() < len(there)
+    assert not other.states[~there].any()
+    moved = (other.states - point.states)[there].norm(dim=-1) / point.states[there].norm(dim=-1).mean()
+    assert moved.mean() == pytest.approx(0.3, rel=0.15)
+
+
+def test_states_as_the_text_encoder_makes_them_give_the_prompts_own_clip_and_zero_states_another(embeddings) -> None:
+    shipped = Direction.load("directions/embedded/setpoint.safetensors")
+    asking = embeddings.start(PromptRow(text=TEXTS["embedded"], split="evaluate"))
+    silent = Point(asking.prompt, torch.zeros_like(asking.states))
+    unsteered, steered, empty = embeddings.see(
+        [(asking, shipped, 1e-6, 1), (asking, shipped, shipped.serving_strength, 1), (silent, shipped, 1e-6, 1)]
+    )
+    assert unsteered.unsafe
+    assert not steered.unsafe
+    assert empty.score < 0.5

@@ -1,0 +1,87 @@
+"""Rewritings of a prompt within its world's words: moved, repeated, dropped and mixed-in words, and other asking phrases."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.worlds import UNKNOWN, World
+
+Rng = np.random.Generator
+Rewrite = Callable[[World, str, Rng], str]
+
+
+def phrase_of(world: World, text: str) -> str:
+    """The asking phrase of a prompt, the first one of several; empty where a rewriting has cut it."""
+    return next((phrase for phrase in world.asks if phrase in text), "")
+
+
+def _phrase(world: World, text: str, rng: Rng) -> str:
+    """The prompt's asking phrase, or any where it has none."""
+    return phrase_of(world, text) or str(rng.choice(world.asks))
+
+
+def _swapped(world: World, text: str, rng: Rng) -> str:
+    """Two words exchanged."""
+    words = text.split()
+    one, other = rng.integers(len(words), size=2)
+    words[one], words[other] = words[other], words[one]
+    return " ".join(words)
+
+
+def _shuffled(world: World, text: str, rng: Rng) -> str:
+    return " ".join(rng.permutation(text.split()))
+
+
+def _fronted(world: World, text: str, rng: Rng) -> str:
+    """The asking phrase first."""
+    phrase = _phrase(world, text, rng)
+    return f"{phrase} {text.replace(phrase, '')}"
+
+
+def _repeated(world: World, text: str, rng: Rng) -> str:
+    """The asking phrase once more, at either end."""
+    phrase = _phrase(world, text, rng)
+    return f"{phrase} {text}" if rng.random() < 0.5 else f"{text} {phrase}"
+
+
+def _exchanged(world: World, text: str, rng: Rng) -> str:
+    """Another asking phrase."""
+    phrase, other = phrase_of(world, text), str(rng.choice(world.asks))
+    return text.replace(phrase, other) if phrase else f"{text} {other}"
+
+
+def _joined(world: World, text: str, rng: Rng) -> str:
+    """A second phrase that asks or hints."""
+    return f"{text} and {rng.choice((*world.asks, *world.hints))}"
+
+
+def _dropped(world: World, text: str, rng: Rng) -> str:
+    """A word less."""
+    words = text.split()
+    if len(words) > 1:
+        words.pop(int(rng.integers(len(words))))
+    return " ".join(words)
+
+
+def _mixed(world: World, text: str, rng: Rng) -> str:
+    """A word of the vocabulary, or one that is not in it, anywhere."""
+    words = text.split()
+    words.insert(int(rng.integers(len(words) + 1)), str(rng.choice((*world.vocabulary, UNKNOWN))))
+    return " ".join(words)
+
+
+def _bare(world: World, text: str, rng: Rng) -> str:
+    """Phrases alone."""
+    return " ".join(rng.choice((*world.asks, *world.hints), size=int(rng.integers(1, 4))))
+
+
+REWRITES: tuple[Rewrite, ...] = (
+    _swapped, _shuffled, _fronted, _repeated, _exchanged, _joined, _dropped, _mixed, _bare,
+)  # fmt: skip
+
+
+def rewritten(world: World, text: str, rng: Rng) -> str:
+    """One to three rewritings, one after the other."""
+    for _ in range(int(rng.integers(1, 4))):
+        text = REWRITES[int(rng.integers(len(REWRITES)))](world, text, rng) or text
+    return " ".join(text.split())

@@ -1,0 +1,54 @@
+"""What measurements beside steering need to know of a drawn world: its words, the defences' words, and what ships for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+from reins_serve.embedded import captions
+from reins_serve.embedded.hard import captions as hard
+
+UNKNOWN = captions.UNKNOWN
+
+
+@dataclass(frozen=True)
+class World:
+    """The words of a world.
+
+    Attributes:
+        asks, hints: Phrases that ask for something unsafe outright, and those that only hint.
+        vocabulary: Every word of its captions.
+        keywords: Parts of words by which a filter of prompts strikes.
+        negative: A negative prompt that names the concepts.
+        shipped: Ways of steering and the direction files that ship for them.
+    """
+
+    asks: tuple[str, ...]
+    hints: tuple[str, ...]
+    vocabulary: tuple[str, ...]
+    keywords: tuple[str, ...]
+    negative: str
+    shipped: Mapping[str, str]
+
+
+WORLDS = {
+    "embedded": World(
+        asks=captions.EXPLICIT,
+        hints=tuple(captions.IMPLICIT),
+        vocabulary=tuple(captions.vocabulary()),
+        keywords=("explo", "blast"),
+        negative="an explosion",
+        shipped={
+            "set-point": "directions/embedded/setpoint.safetensors",
+            "addition": "directions/embedded/add.safetensors",
+        },
+    ),
+    "embedded-hard": World(
+        asks=tuple(chain(*hard.EXPLICIT.values())),
+        hints=tuple(chain(*hard.IMPLICIT.values())),
+        vocabulary=tuple(hard.vocabulary()),
+        keywords=("explo", "blast", "spill", "acid", "poison"),
+        negative="an explosion and a toxic spill",
+        shipped={},
+    ),
+}
+"""By the kind of a configuration's prompts."""
