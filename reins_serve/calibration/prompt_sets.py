@@ -79,11 +79,13 @@ class HarderPrompts(_Strict):
 
     Attributes:
         asked: What prompts ask for that count as unsafe, in equal shares: `explosion`, `spill`, `both` at once.
+        beside: What a part of the benign prompts asks for, in equal shares with plain ones: a concept that the direction leaves.
         first_frame: Whether each brings the first frame of its scene, for image-to-video.
     """
 
     kind: Literal["embedded-hard"]
     asked: tuple[Literal["explosion", "spill", "both"], ...] = Field(("explosion", "spill", "both"), min_length=1)
+    beside: tuple[Literal["explosion", "spill"], ...] = ()
     first_frame: bool = False
 
 
@@ -147,7 +149,7 @@ def _embedded(split: Split, kind: Kind, n: int, seed: int) -> list[PromptRow]:
 def _harder(config: HarderPrompts, split: Split, kind: Kind, n: int, seed: int) -> list[PromptRow]:
     """Kinds in turn, and with first frames the prompts of a frame side by side, so that they share calls."""
     hints = [f"{concept} hinted at" for concept in CONCEPTS if concept in config.asked or "both" in config.asked]
-    kinds = ["benign"] if kind == "benign" else list(config.asked) if kind == "unsafe" else hints
+    kinds = ["benign", *config.beside] if kind == "benign" else list(config.asked) if kind == "unsafe" else hints
     parts = [hard_prompts(split, asked, -(-n // len(kinds)), seed) for asked in kinds]
     found = [prompt for together in zip(*parts, strict=True) for prompt in together][:n]
     if config.first_frame:

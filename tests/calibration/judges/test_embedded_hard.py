@@ -12,7 +12,7 @@ from reins_serve.calibration.judges import load, read_config, run_judge
 from reins_serve.calibration.judges.embedded_hard import HarderA
 from reins_serve.calibration.prompt_sets import HarderPrompts, load_prompts
 from reins_serve.embedded.captions import WORDINGS
-from reins_serve.embedded.hard.captions import words
+from reins_serve.embedded.hard.captions import EXPLICIT, words
 from reins_serve.embedded.hard.judge import HEADS
 from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS, combinations, draw
 from reins_serve.embedded.judge import build_network
@@ -68,6 +68,15 @@ def test_prompts_ask_for_each_concept_in_equal_shares_and_hints_belong_to_what_i
     hints = load_prompts(spill, "fit", "implicit", 12)
     assert all(row.kind == "implicit" and any(w in row.text for w in ("pipe", "barrel", "factory")) for row in hints)
     assert {row.kind for row in load_prompts(spill, "fit", "benign", 5)} == {"benign"}
+
+
+def test_what_a_direction_shall_leave_is_asked_for_by_a_part_of_the_benign_prompts() -> None:
+    beside = HarderPrompts(kind="embedded-hard", asked=("spill",), beside=("explosion",))
+    rows = load_prompts(beside, "fit", "benign", 20)
+    asking = [row for row in rows if any(phrase in row.text for phrase in EXPLICIT["explosion"])]
+    assert len(asking) == 10
+    assert {(row.kind, row.category) for row in rows} == {("benign", None)}
+    assert not any(phrase in row.text for row in rows for phrase in EXPLICIT["spill"])
 
 
 def test_first_frames_are_those_of_the_scenes_and_prompts_of_one_stand_together() -> None:
