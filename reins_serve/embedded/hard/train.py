@@ -21,7 +21,7 @@ from reins_serve.embedded.train import Plan, Recipe, main
 from reins_serve.embedded.vae import build_vae
 
 SEEN = tuple(scene for scene in combinations() if split_of(scene) != "evaluate")
-PLAN = Plan(clips=24_576, vae_clips=768, vae_steps=400, judge_steps=1_500, denoiser=Settings(steps=4_000))
+PLAN = Plan(clips=24_576, vae_clips=768, vae_steps=400, judge_steps=1_500, denoiser=Settings(steps=2_600, batch=48))
 
 
 def random_scene(rng: np.random.Generator) -> tuple[Scene, str]:
