@@ -16,7 +16,7 @@ STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("capture", "capture", ("--rounds", "12")),
     ("fit", "fit_quick", ("--clips", "10000", "--repeats", "2")),
     ("growth", "growth", ("--rounds", "4", "--swaps", "4")),
-    ("trace", "trace", ("--calls", "4")),
+    ("trace", "trace", ("--calls", "2", "--tokens", "2048")),
     ("swap", "swap", ("--swaps", "40", "--stretches", "5")),
     ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "15")),
     ("fanout", "fanout", ()),

@@ -176,7 +176,7 @@ def measure(replicas: int, swaps: int, stretches: int, pause_s: float, gap_s: fl
         for x, y, z in spans
     ]
     medians = [(float(np.median(during)), float(np.median(quiet))) for during, quiet in took if during and quiet]
-    latency = ratio([during for during, _ in medians], [quiet for _, quiet in medians])
+    latency = ratio([during for during, _ in medians], [quiet for _, quiet in medians]) if medians else None
     return {
         "replicas": replicas,
         "swaps": swaps,
@@ -189,8 +189,8 @@ def measure(replicas: int, swaps: int, stretches: int, pause_s: float, gap_s: fl
         "mixed": sum(a["mixed"] for _, a in answers),
         "torn": sum(a["torn"] for _, a in answers),
         "recompiles": sum({a["pid"]: a["recompiles"] for _, a in answers}.values()),
-        "latency_ratio": round(latency.median, 3),
-        "latency": latency.as_json(),
+        "latency_ratio": None if latency is None else round(latency.median, 3),  # too few swaps for a request to meet one
+        "latency": None if latency is None else latency.as_json(),
         "generation_ms": {
             "swaps": _quartiles([second for during, _ in took for second in during]),
             "no_swaps": _quartiles([second for _, quiet in took for second in quiet]),
