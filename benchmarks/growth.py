@@ -110,20 +110,15 @@ def whole(rounds: int, batch: int) -> dict[str, Ratios]:
 
 
 def swaps(count: int) -> list[dict[str, Any]]:
-    """Swaps on 1 to 8 replicas under the load of the benchmark `swap`, each in a cluster of its own."""
-    found = []
-    for replicas in REPLICAS:
-        ray.init(
-            address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False
-        )
-        try:
-            with tempfile.TemporaryDirectory(prefix="reins-growth-") as folder:
-                figures = swap.measure(replicas, count, 2, 4.0, 0.5, folder)
-                found.append({name: figures[name] for name in SWAP_FIGURES})
-        finally:
-            serve.shutdown()
-            ray.shutdown()
-    return found
+    """Swaps under the load of the benchmark `swap`, on more and more replicas of one cluster, which keeps one store."""
+    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    try:
+        with tempfile.TemporaryDirectory(prefix="reins-growth-") as folder:
+            measured = [swap.measure(replicas, count, 2, 4.0, 0.5, folder) for replicas in REPLICAS]
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    return [{name: figures[name] for name in SWAP_FIGURES} for figures in measured]
 
 
 def main() -> None:

@@ -1,10 +1,9 @@
 """Series measured side by side: interleaved calls, the median of paired ratios, and its 95 % bootstrap interval.
 
-Calls alternate in every order (a b c, a c b, ...), so that what else the machine does hits all alike. Beside wall time stands the
+Calls take turns in an order drawn anew each round, so that what else the machine does hits all alike. Beside wall time stands the
 processor time of this process, which other processes on a shared machine disturb far less.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -51,13 +50,18 @@ class Times:
 
 
 def interleave(series: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, Times]:
-    """Call every series once a round, in changing order, after `warm` calls of each."""
+    """Call every series once a round, in an order drawn anew each round, after `warm` calls of each.
+
+    (Orders in their mathematical sequence would leave the first series first for most of a run: what comes after the longest
+    pause, or the largest call, would always be the same one.)
+    """
     times = {name: Times([], []) for name in series}
     for call in series.values():
         for _ in range(warm):
             call()
-    for _, order in zip(range(rounds), itertools.cycle(itertools.permutations(series)), strict=False):
-        for name in order:
+    rng = np.random.default_rng(0)
+    for _ in range(rounds):
+        for name in rng.permutation(list(series)).tolist():
             wall, processor = time.perf_counter(), time.process_time()
             series[name]()
             times[name].processor.append(time.process_time() - processor)
