@@ -114,7 +114,7 @@ def swaps(count: int) -> list[dict[str, Any]]:
     ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory(prefix="reins-growth-") as folder:
-            measured = [swap.measure(replicas, count, 2, 4.0, 0.5, folder) for replicas in REPLICAS]
+            measured = [swap.measure(replicas, count, 2, 2.0, 0.5, folder) for replicas in REPLICAS]
     finally:
         serve.shutdown()
         ray.shutdown()

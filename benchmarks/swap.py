@@ -176,7 +176,9 @@ def measure(replicas: int, swaps: int, stretches: int, pause_s: float, gap_s: fl
         for x, y, z in spans
     ]
     medians = [(float(np.median(during)), float(np.median(quiet))) for during, quiet in took if during and quiet]
-    latency = ratio([during for during, _ in medians], [quiet for _, quiet in medians]) if medians else None
+    latency = None  # where there were too few swaps for a request to meet one
+    if medians:
+        latency = ratio([during for during, _ in medians], [quiet for _, quiet in medians])
     return {
         "replicas": replicas,
         "swaps": swaps,
@@ -189,7 +191,7 @@ def measure(replicas: int, swaps: int, stretches: int, pause_s: float, gap_s: fl
         "mixed": sum(a["mixed"] for _, a in answers),
         "torn": sum(a["torn"] for _, a in answers),
         "recompiles": sum({a["pid"]: a["recompiles"] for _, a in answers}.values()),
-        "latency_ratio": None if latency is None else round(latency.median, 3),  # too few swaps for a request to meet one
+        "latency_ratio": None if latency is None else round(latency.median, 3),
         "latency": None if latency is None else latency.as_json(),
         "generation_ms": {
             "swaps": _quartiles([second for during, _ in took for second in during]),
@@ -217,6 +219,9 @@ def _figures(milliseconds: list[float]) -> dict[str, float]:
 
 
 def _quartiles(seconds: list[float]) -> list[float]:
+    """In milliseconds; of none, none."""
+    if not seconds:
+        return []
     return [round(1000 * float(value), 1) for value in np.percentile(seconds, [25, 50, 75])]
 
 
