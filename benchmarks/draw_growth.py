@@ -67,7 +67,7 @@ def draw(found: dict[str, Any], fanout: dict[str, Any] | None, file: Path) -> No
     swaps.set_ylabel("ms")
     for axes in places.flat:
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower right" if axes is swaps else "best")
     figure.savefig(file, dpi=90, pil_kwargs={"optimize": True})
     plt.close(figure)
 
