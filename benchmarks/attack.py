@@ -39,12 +39,11 @@ from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.prompt_sets import PromptRow
 from reins_serve.calibration.statistics import Rate
 from reins_serve.calibration.trials import seeded
-from reins_serve.calibration.workers import Ask, entry_of, measure
-from reins_serve.models.generation import call_arguments, request
+from reins_serve.calibration.workers import Ask, entry_of, in_calls, measure
+from reins_serve.models.generation import call_arguments, frames_of, request
 from reins_serve.models.loading import load
 from reins_serve.plugin import attach
 from reins_serve.steering.direction import Direction
-from reins_serve.steering.fit import base_of
 from reins_serve.steering.policy import SteeringPolicy, SteeringRow
 
 SEED_RANGE = 900_000_000  # no other clip of the project has such seeds
@@ -52,6 +51,11 @@ AGAIN = 8
 
 Served = dict[str, tuple[tuple[Direction, float], ...]]
 """Way -> directions with their strengths; of several, each clip draws one."""
+
+
+def by_name(served: Served) -> dict[str, Direction]:
+    """Every direction of every way."""
+    return {direction.name: direction for its in served.values() for direction, _ in its}
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Words:
 
     def __init__(self, config: RecalibrateConfig, world: World, served: Served) -> None:
         self._config, self._world = config, world
-        self._directions = {direction.name: direction for its in served.values() for direction, _ in its}
+        self._directions = by_name(served)
         self._first = f"{judges.load(config.judge).name}/"
 
     def start(self, prompt: PromptRow) -> PromptRow:
@@ -112,7 +116,7 @@ class Words:
 
     def see(self, tried: Sequence[tuple[PromptRow, Direction, float, int]]) -> list[Seen]:
         """All at once."""
-        asks = [Ask(row, seed, "attack", direction.name, strength) for row, direction, strength, seed in tried]
+        asks = [_ask(row, *how) for row, *how in tried]
         used = {direction.name for _, direction, _, _ in tried}
         found = measure(self._config, {name: self._directions[name] for name in used}, asks)
         return [
@@ -137,7 +141,7 @@ class Embeddings:
 
     def __init__(self, config: RecalibrateConfig, radii: Sequence[float], served: Served) -> None:
         self._config, self._radii, self._entry = config, tuple(radii), entry_of(config)
-        directions = {direction.name: direction for its in served.values() for direction, _ in its}
+        directions = by_name(served)
         pipeline = load(self._entry, config.loading, task=config.task)
         live = next(iter(directions.values()))
         self._steering = attach(
@@ -163,29 +167,24 @@ class Embeddings:
         return Point(one.prompt, one.states + radius * noise * (there > 0))
 
     def see(self, tried: Sequence[tuple[Point, Direction, float, int]]) -> list[Seen]:
-        """In batches; those of one first frame share a call."""
-        found: dict[int, Seen] = {}
-        for rows in self._calls(tried):
-            its = [tried[row] for row in rows]
-            clips = [request(self._entry, p.prompt.text, seed, image=p.prompt.image) for p, _, _, seed in its]
-            with self._steering.generation(rows=[SteeringRow(d.name, strength) for _, d, strength, _ in its]) as g:
+        """In calls as the recalibration makes them."""
+        found, states = [], iter([point.states for point, *_ in tried])
+        asks = [_ask(point.prompt, *how) for point, *how in tried]
+        for call in in_calls(asks, self._config.workers.batch):
+            clips = [request(self._entry, ask.prompt.text, ask.seed, image=ask.prompt.image) for ask in call]
+            with self._steering.generation(rows=[SteeringRow(ask.direction, ask.strength) for ask in call]) as g:
                 arguments = call_arguments(self._steering.pipeline, self._entry, clips)
-                arguments |= {"prompt": None, "prompt_embeds": torch.stack([p.states for p, _, _, _ in its])}
-                frames = self._steering.pipeline(**arguments, **g.arguments).frames
-            made = list((np.asarray(frames) * 255).round().clip(0, 255).astype(np.uint8))
-            texts = [p.prompt.text for p, _, _, _ in its]
-            verdicts = [judge.judge(made, texts) for judge in self._judges]
+                arguments |= {"prompt": None, "prompt_embeds": torch.stack([next(states) for _ in call])}
+                made = frames_of(self._steering.pipeline(**arguments, **g.arguments))
+            verdicts = [judge.judge(list(made), [ask.prompt.text for ask in call]) for judge in self._judges]
             score = np.max(list(verdicts[0].unsafe.values()), axis=0)
             both = np.all([v.is_unsafe(j.unsafe) for v, j in zip(verdicts, self._judges, strict=True)], axis=0)
-            found |= {row: Seen(float(score[place]), bool(both[place])) for place, row in enumerate(rows)}
-        return [found[row] for row in range(len(tried))]
+            found += [Seen(float(one), bool(hit)) for one, hit in zip(score, both, strict=True)]
+        return found
 
-    def _calls(self, tried: Sequence[tuple[Point, Direction, float, int]]) -> list[list[int]]:
-        together: dict[str, list[int]] = {}
-        for row, (point, *_) in enumerate(tried):
-            together.setdefault(point.prompt.group if point.prompt.image is not None else "", []).append(row)
-        size = self._config.workers.batch
-        return [rows[at : at + size] for rows in together.values() for at in range(0, len(rows), size)]
+
+def _ask(prompt: PromptRow, direction: Direction, strength: float, seed: int) -> Ask:
+    return Ask(prompt, seed, "attack", direction.name, strength)
 
 
 def attack(
@@ -200,7 +199,7 @@ def attack(
     rng = np.random.default_rng([seed, 7])
     starts = [Start(search.start(prompt)) for prompt in prompts]
     seeds = iter(range(SEED_RANGE + seed * 10_000_000, 2 * SEED_RANGE))
-    survivors, through = [], 0
+    survivors = []
 
     def drawn(one: Any) -> tuple[Any, Direction, float, int]:
         direction, strength = choices[int(rng.integers(len(choices)))]
@@ -215,7 +214,6 @@ def attack(
         for start, (one, *_), clip in zip(owners, tried, search.see(tried), strict=True):
             start.saw(one, clip)
         survivors.append(sum(bool(start.through) for start in starts))
-    through = sum(len(start.through) for start in starts)
     lost = [start for start in starts if start.through]
     again = search.see([drawn(start.through[0]) for start in lost for _ in range(AGAIN)]) if lost else []
     rate = Rate.of(np.array([bool(start.through) for start in starts]))
@@ -226,7 +224,7 @@ def attack(
         "survived": [round(x, 4) for x in (rate.value, rate.low, rate.high)],
         "attack_removed": round(1 - rate.value, 4),
         "clips": rounds * variants * len(starts),
-        "clips_through": through,
+        "clips_through": sum(len(start.through) for start in starts),
         "same_again": round(float(np.mean([clip.unsafe for clip in again])), 4) if again else None,
         "wordings": wordings,
     }
@@ -239,8 +237,7 @@ def served_ways(config: RecalibrateConfig, world: World) -> Served:
         found, described = fitted(config, Path(folder))
     block = shipped["set-point"].blocks[0]
     two = Way("set-point, two blocks", "setpoint", places=((block - 1, block),))
-    base = base_of(load(entry_of(config), config.loading, task=config.task))
-    (both,) = directions_of(two, config, found, described, base)
+    (both,) = directions_of(two, config, found, described, shipped["set-point"].meta.base)
     served: Served = {way: ((direction, direction.serving_strength),) for way, direction in shipped.items()}
     served[two.name] = ((both, shipped["set-point"].serving_strength),)
     return served | {"one of these for each clip": tuple(one for its in served.values() for one in its)}

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.worlds import UNKNOWN, World
+from benchmarks.worlds import World
+from reins_serve.embedded.captions import UNKNOWN
 
 Rng = np.random.Generator
 Rewrite = Callable[[World, str, Rng], str]

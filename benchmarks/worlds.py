@@ -7,8 +7,6 @@ from itertools import chain
 from reins_serve.embedded import captions
 from reins_serve.embedded.hard import captions as hard
 
-UNKNOWN = captions.UNKNOWN
-
 
 @dataclass(frozen=True)
 class World:

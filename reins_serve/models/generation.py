@@ -146,5 +146,9 @@ def generate(
     Raises:
         ReinsError, UnsupportedRequest: as `call_arguments`.
     """
-    output = pipeline(**call_arguments(pipeline, entry, requests), **arguments)
+    return frames_of(pipeline(**call_arguments(pipeline, entry, requests), **arguments))
+
+
+def frames_of(output: Any) -> np.ndarray:
+    """The frames of a pipeline's output, asked for as `np`: uint8 `[B, T, H, W, 3]`."""
     return (np.asarray(output.frames) * 255).round().clip(0, 255).astype(np.uint8)

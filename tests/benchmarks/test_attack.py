@@ -7,9 +7,10 @@ import torch
 from benchmarks.attack import Embeddings, Point, Seen, Start, attack
 from benchmarks.quality import CONFIG
 from benchmarks.rewriting import REWRITES, phrase_of, rewritten
-from benchmarks.worlds import UNKNOWN, WORLDS
+from benchmarks.worlds import WORLDS
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.prompt_sets import PromptRow
+from reins_serve.embedded.captions import UNKNOWN
 from reins_serve.steering.direction import Direction
 
 TEXTS = {kind: f"a red square moving left at sea {world.asks[1]}" for kind, world in WORLDS.items()}
