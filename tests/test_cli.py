@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.serving.local import until
 from tests.serving.ports import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -58,11 +59,14 @@ def test_up_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "reins_serve.cli", "up", str(tmp_path / "serve.yaml")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        assert any("Ctrl-C ends it" in line for line in server.stdout)
-        assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        try:
+            assert server.stdout is not None
+            assert any("Ctrl-C ends it" in line for line in server.stdout)
+            until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200, pause_s=0.2)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
 
 
 @pytest.mark.slow
