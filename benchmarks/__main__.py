@@ -15,7 +15,7 @@ STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("steering", "steering", ("--batch", "1", "--rounds", "60", "--stack-rounds", "4", "--tokens", "4096")),
     ("capture", "capture", ("--rounds", "12")),
     ("fit", "fit_quick", ("--clips", "10000", "--repeats", "2")),
-    ("growth", "growth", ("--rounds", "4", "--swaps", "4")),
+    ("growth", "growth", ("--rounds", "6", "--replicas", "1", "2", "4", "--swaps", "4")),
     ("trace", "trace", ("--calls", "2", "--tokens", "2048")),
     ("swap", "swap", ("--swaps", "24", "--stretches", "3")),
     ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "15")),

@@ -36,7 +36,7 @@ from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringRow
 
 TOKENS = (256, 1024, 4096, 16384, 32768)
-ROWS = DISTINCT = BLOCKS = REPLICAS = (1, 2, 4, 8)
+ROWS = DISTINCT = BLOCKS = (1, 2, 4, 8)
 ROW_TOKENS = 2048
 SWAP_FIGURES = ("replicas", "swaps", "p50_ms", "p95_ms", "max_ms", "lost")
 ADDED = "directions/embedded/add.safetensors"
@@ -109,12 +109,12 @@ def whole(rounds: int, batch: int) -> dict[str, Ratios]:
     }
 
 
-def swaps(count: int) -> list[dict[str, Any]]:
+def swaps(numbers: Iterable[int], count: int) -> list[dict[str, Any]]:
     """Swaps under the load of the benchmark `swap`, on more and more replicas of one cluster, which keeps one store."""
     ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory(prefix="reins-growth-") as folder:
-            measured = [swap.measure(replicas, count, 2, 2.0, 0.5, folder) for replicas in REPLICAS]
+            measured = [swap.measure(replicas, count, 2, 2.0, 0.5, folder) for replicas in numbers]
     finally:
         serve.shutdown()
         ray.shutdown()
@@ -126,7 +126,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12, help="of each push, and of the embedded model")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--swaps", type=int, default=24, help="for each number of replicas; 0 leaves them out")
+    parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="of the swaps; none leaves them out")
+    parser.add_argument("--swaps", type=int, default=24, help="for each number of replicas")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -139,8 +140,8 @@ def main() -> None:
         "rows, each its own direction": alone([(rows, ROW_TOKENS) for rows in ROWS], True, asked.rounds),
         "calls": whole(asked.rounds, asked.batch),
     }
-    if asked.swaps:
-        figures["swaps"] = swaps(asked.swaps)
+    if asked.replicas:
+        figures["swaps"] = swaps(asked.replicas, asked.swaps)
     show(figures, asked.json)
 
 
