@@ -126,7 +126,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12, help="of each push, and of the embedded model")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="of the swaps; none leaves them out")
+    parser.add_argument(
+        "--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="of the swaps; none leaves them out"
+    )
     parser.add_argument("--swaps", type=int, default=24, help="for each number of replicas")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
