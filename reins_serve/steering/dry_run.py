@@ -49,7 +49,7 @@ def _try(direction: Direction, at: int, block: int, hidden: Tensor) -> None:
     rows = rows_at(block, plans, [True, True], hidden.device).get(COND)
     both = hidden.expand(2, -1, -1)
     if rows is not None:
-        both = rows.steer(both, rows.push).hidden
+        both = rows.steer(both).hidden
     for strength, pushed in zip(strengths, both, strict=True):
         tried = f"Tried before it serves, {direction.name} does not steer at block {block} with strength {strength:g}:"
         if not torch.isfinite(pushed).all():

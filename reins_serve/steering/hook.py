@@ -25,26 +25,37 @@ HOOK_NAME = "reins_steering"
 
 
 class Rows(NamedTuple):
-    """The rows of one call at one block: the push, and what turns a projection into a score. All tensors `[R]` or `[R, D]`."""
+    """The rows of one call at one block: the push, and what its figures add to the tally. All tensors `[R]`, `[R, D]` or `[R, 4]`.
+
+    Attributes:
+        scale, shift: What turns the figures of a push into an entry: one push, the displacement, the score, the moved share.
+            The push itself enters with 0, so that one that is not a number spoils the count, and the proof with it.
+        operations: The operator's flags: what the host knows of the rows, and the operator need not find out.
+    """
 
     push: RowPush
-    unsafe_mean: Tensor
-    inverse_gap: Tensor
-    token_norm: bool
-    channel_norm: bool
-    all_rows: bool
+    scale: Tensor
+    shift: Tensor
+    operations: dict[str, bool]
 
-    def steer(self, hidden: Tensor, push: RowPush, shards: Any = None) -> Pushed:
-        """Push `hidden` `[R, S, D]` by these rows, or by `push`, which is theirs spread over more."""
-        flags = {"token_norm": self.token_norm, "channel_norm": self.channel_norm, "all_rows": self.all_rows}
-        return steer(hidden, push, **flags, shards=shards)
+    def steer(self, hidden: Tensor, shards: Any = None) -> Pushed:
+        """Push `hidden` `[R, S, D]`."""
+        return steer(hidden, self.push, **self.operations, shards=shards)
+
+    def entry(self, pushed: Pushed) -> Tensor:
+        """What a push adds to the tally, `[R, 4]`: zeros for rows that are off."""
+        entry = torch.addcmul(self.shift, pushed.figures, self.scale)
+        return entry if self.operations["all_rows"] else torch.where(self.push.amount[:, None] != 0, entry, 0)
+
+    def spread(self, copies: int) -> "Rows":
+        """The same for `copies` consecutive rows of each row."""
+        scale, shift = (column.repeat_interleave(copies, dim=0) for column in (self.scale, self.shift))
+        return self._replace(push=self.push.spread(copies), scale=scale, shift=shift)
 
     def to(self, device: torch.device) -> "Rows":
         """The same on another device."""
         push = RowPush(*(column.to(device) for column in self.push))
-        return self._replace(
-            push=push, unsafe_mean=self.unsafe_mean.to(device), inverse_gap=self.inverse_gap.to(device)
-        )
+        return self._replace(push=push, scale=self.scale.to(device), shift=self.shift.to(device))
 
 
 class SteeringState:
@@ -103,20 +114,16 @@ class SteeringHook(VideoHook):
             self.computed[self.calls.name] = rows
         if rows is None:
             return output
-        push, unsafe_mean, inverse_gap = rows.push, rows.unsafe_mean, rows.inverse_gap
         if copies > 1:
-            push = push.spread(copies)
-            unsafe_mean, inverse_gap = (t.repeat_interleave(copies) for t in (unsafe_mean, inverse_gap))
-        pushed = rows.steer(hidden, push, state.shards)
-        active = (push.amount != 0).double()
-        score = (pushed.projection - unsafe_mean) * inverse_gap
-        counted = (
-            torch.stack([torch.ones_like(active), pushed.displacement, score, pushed.moved], dim=1) * active[:, None]
-        )
+            rows = rows.spread(copies)
+        pushed = rows.steer(hidden, state.shards)
+        entry = rows.entry(pushed)
         prompts, columns = state.tally.shape
+        if len(entry) != prompts:
+            entry = entry.view(-1, prompts, copies, columns).mean(2).sum(0)
         if state.tally.device != hidden.device:
             state.tally = state.tally.to(hidden.device)
-        state.tally += counted.reshape(-1, prompts, copies, columns).mean(2).sum(0)
+        state.tally += entry
         return self.replaced(output, pushed.hidden)
 
 
@@ -163,9 +170,17 @@ def rows_at(block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], dev
         return {}
     c = {name: torch.tensor(column, dtype=torch.float32, device=device) for name, column in columns.items()}
     vector = torch.stack(vectors).to(device)
-    norms = {"token_norm": any(columns["token"]), "channel_norm": any(columns["channel"])}
-
-    every = all(columns["amount"])
+    each = (c["amount"] != 0).float()
+    scale = torch.stack([0 * each, each, each * c["gap"], each], dim=1)
+    shift = torch.stack([each, 0 * each, -each * c["gap"] * c["unsafe"], 0 * each], dim=1)
+    steered = [index for index, amount in enumerate(columns["amount"]) if amount]
+    operations = {
+        "token_norm": any(columns["token"]),
+        "channel_norm": any(columns["channel"]),
+        "adds": any(not columns["setpoint"][index] for index in steered),
+        "setpoints": any(columns["setpoint"][index] for index in steered),
+    }
+    every = len(steered) == len(plans)
     every_branch = every and all(both)
 
     def rows(amount: Tensor, times: int, all_rows: bool) -> Rows:
@@ -173,7 +188,7 @@ def rows_at(block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], dev
         push = RowPush(
             vector.repeat(times, 1), amount, r["target"], r["setpoint"] > 0, r["token"] > 0, r["channel"] > 0
         )
-        return Rows(push, r["unsafe"], r["gap"], **norms, all_rows=all_rows)
+        return Rows(push, scale.repeat(times, 1), shift.repeat(times, 1), operations | {"all_rows": all_rows})
 
     unconditional = c["amount"] * torch.tensor(both, device=device)
     layouts = {

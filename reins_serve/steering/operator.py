@@ -7,7 +7,8 @@ that fit, and all that is needed is done with one before the next. No norm is ta
 `|h + a d|^2 = (|h|^2 - (h·d)^2) + (h·d + a)^2`, what lies across d and what lies along it, both known before the push.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,9 @@ EPSILON = 1e-12
 # Elements of a span. 2 MiB of float32 stay in a processor's cache; on an accelerator, where a kernel's launch is dear, a span
 # only bounds the memory beside the activation.
 SPAN, SPAN_ON_ACCELERATOR = 2**19, 2**26
+
+LengthOf = Callable[[Tensor], Tensor]
+"""From the projections `[R, s, 1]` of some tokens to how far each is pushed along d, alike."""
 
 
 class RowPush(NamedTuple):
@@ -48,19 +52,31 @@ class Pushed(NamedTuple):
 
     Attributes:
         hidden: `[R, S, D]` in the input's dtype; rows with amount 0 are the input's, bit for bit.
-        projection: `[R]` mean of `h·d` over the tokens, before the push.
-        displacement: `[R]` mean of `(h' - h)·d` over the tokens.
-        moved: `[R]` share of the tokens whose push is not zero.
+        figures: `[R, 4]`, means over the tokens: the push, what it moved along d, the projection before it, whether it is not
+            zero. They stay together, because on so few numbers every operation costs the same.
     """
 
     hidden: Tensor
-    projection: Tensor
-    displacement: Tensor
-    moved: Tensor
+    figures: Tensor
+
+    @property
+    def displacement(self) -> Tensor:
+        """`[R]` mean of `(h' - h)·d` over the tokens."""
+        return self.figures[:, 1]
+
+    @property
+    def projection(self) -> Tensor:
+        """`[R]` mean of `h·d` over the tokens, before the push."""
+        return self.figures[:, 2]
+
+    @property
+    def moved(self) -> Tensor:
+        """`[R]` share of the tokens whose push is not zero."""
+        return self.figures[:, 3]
 
 
 class _Span(NamedTuple):
-    """Pushed states `[R, s, D]` of some tokens, and of each `[R, s, 3]`: its push, projection before it, movement along d."""
+    """Pushed states `[R, s, D]` of some tokens, and the figures of each `[R, s, 4]`."""
 
     hidden: Tensor
     figures: Tensor
@@ -73,6 +89,8 @@ def steer(
     token_norm: bool,
     channel_norm: bool,
     all_rows: bool = False,
+    adds: bool = True,
+    setpoints: bool = True,
     shards: "dist.ProcessGroup | None" = None,
 ) -> Pushed:
     """Push every row of `hidden` `[R, S, D]` along its own direction.
@@ -84,31 +102,32 @@ def steer(
     Args:
         token_norm, channel_norm: Whether any row follows that rule; False saves the work.
         all_rows: Whether no row is off, so that none has to be kept as it is.
+        adds, setpoints: Whether any row adds, or follows a set-point; False for one of them saves the choice.
         shards: The processes that hold the other tokens of the same rows, under context parallelism. The channel rule then
             sums its squares over all of them; the figures beside the hidden states remain those of this shard.
     """
+    length = partial(_length, push, adds, setpoints)
     tokens = _tokens_of_a_span(hidden)
-    scale = _channel_scale(hidden.split(tokens, dim=1), push, shards) if channel_norm else None
+    scale = _channel_scale(hidden.split(tokens, dim=1), push, length, shards) if channel_norm else None
     if tokens == hidden.shape[1]:
-        steered, figures = _span(hidden, push, token_norm, scale, all_rows)
+        steered, figures = _span(hidden, push, length, token_norm, scale, all_rows)
     else:
         steered, found = torch.empty_like(hidden), []
         # float32 is written where it belongs; other types are rounded there, and autograd knows no `out`
         in_place = hidden.dtype == torch.float32 and not torch.is_grad_enabled()
         for before, after in zip(hidden.split(tokens, dim=1), steered.split(tokens, dim=1), strict=True):
-            span = _span(before, push, token_norm, scale, all_rows, after if in_place else None)
+            span = _span(before, push, length, token_norm, scale, all_rows, after if in_place else None)
             if not in_place:
                 after.copy_(span.hidden)
             found.append(span.figures)
         figures = torch.cat(found, dim=1)
-    means = figures.mean(dim=1)
-    return Pushed(steered, means[:, 1], means[:, 2], (figures[:, :, 0] != 0).float().mean(dim=1))
+    return Pushed(steered, figures.mean(dim=1))
 
 
 def _tokens_of_a_span(hidden: Tensor) -> int:
-    """All of them under compilation, which makes one kernel of the passes itself."""
+    """All of them where they fit, and under compilation, which makes one kernel of the passes itself."""
     rows, tokens, width = hidden.shape
-    if torch.compiler.is_compiling():
+    if hidden.numel() <= SPAN or torch.compiler.is_compiling():
         return tokens
     elements = SPAN if hidden.device.type == "cpu" else SPAN_ON_ACCELERATOR
     return min(tokens, max(1, elements // (rows * width)))
@@ -117,20 +136,23 @@ def _tokens_of_a_span(hidden: Tensor) -> int:
 def _along(h: Tensor, vector: Tensor) -> Tensor:
     """`h·d` `[R, s, 1]`. A processor does a batch of matrices by vectors one after the other, five times as slowly."""
     if h.device.type == "cpu" and len(h) > 1:
-        return torch.linalg.vecdot(h, vector[:, None]).unsqueeze(2)
-    return torch.bmm(h, vector[:, :, None])
+        return torch.linalg.vecdot(h, vector.unsqueeze(1)).unsqueeze(2)
+    return torch.bmm(h, vector.unsqueeze(2))
 
 
-def _length(push: RowPush, projection: Tensor) -> Tensor:
+def _length(push: RowPush, adds: bool, setpoints: bool, projection: Tensor) -> Tensor:
     """How far each token `[R, s, 1]` is pushed along d."""
-    amount = push.amount[:, None, None]
-    deficit = (push.target[:, None, None] - projection).clamp_min(0)
-    return torch.where(push.setpoint[:, None, None], amount * deficit, amount)
+    amount = push.amount.view(-1, 1, 1)
+    if not setpoints:
+        return amount.expand_as(projection)
+    deficit = amount * (push.target.view(-1, 1, 1) - projection).clamp_min(0)
+    return torch.where(push.setpoint.view(-1, 1, 1), deficit, amount) if adds else deficit
 
 
 def _span(
     hidden: Tensor,
     push: RowPush,
+    length_of: LengthOf,
     token_norm: bool,
     channel_scale: Tensor | None,
     all_rows: bool,
@@ -143,14 +165,14 @@ def _span(
     """
     h = hidden.float()
     projection = _along(h, push.vector)
-    length = _length(push, projection)
-    steered = torch.addcmul(h, length, push.vector[:, None], out=out)
+    length = length_of(projection)
+    steered = torch.addcmul(h, length, push.vector.unsqueeze(1), out=out)
     moved_by = length
     if token_norm:
         square = torch.linalg.vector_norm(h, dim=2, keepdim=True).square()
         along = projection + length
         scale = _scale(square, square - projection.square(), along.square())
-        scale = torch.where(push.token_norm[:, None, None] & (length != 0), scale, 1)
+        scale = torch.where(push.token_norm.view(-1, 1, 1) & (length != 0), scale, 1)
         steered *= scale
         moved_by = along * scale - projection
     if channel_scale is not None:
@@ -158,19 +180,21 @@ def _span(
         moved_by = _along(steered, push.vector) - projection
     steered = steered.to(hidden.dtype)
     if not all_rows:
-        active = (push.amount != 0)[:, None, None]
+        active = (push.amount != 0).view(-1, 1, 1)
         steered = torch.where(active, steered, hidden, out=out)
         moved_by = torch.where(active, moved_by, 0)
-    return _Span(steered, torch.cat([length, projection, moved_by], dim=2))
+    return _Span(steered, torch.cat([length, moved_by, projection, length != 0], dim=2))
 
 
-def _channel_scale(spans: Sequence[Tensor], push: RowPush, shards: "dist.ProcessGroup | None") -> Tensor:
+def _channel_scale(
+    spans: Sequence[Tensor], push: RowPush, length_of: LengthOf, shards: "dist.ProcessGroup | None"
+) -> Tensor:
     """What keeps each channel's norm `[R, 1, D]`; 1 for rows of other rules. Here `d` is the vector of pushes, over the tokens."""
     rows, width = push.vector.shape
     sums = push.vector.new_zeros(3, rows, 1, width)  # squares; products with the pushes; squares of the pushes
     for span in spans:
         h = span.float()
-        length = _length(push, _along(h, push.vector))
+        length = length_of(_along(h, push.vector))
         sums[0] += h.square().sum(dim=1, keepdim=True)
         sums[1] += torch.bmm(length.mT, h)
         sums[2] += length.square().sum(dim=1, keepdim=True)
@@ -179,8 +203,8 @@ def _channel_scale(spans: Sequence[Tensor], push: RowPush, shards: "dist.Process
     squares, products, pushes = sums
     along = products / pushes.clamp_min(EPSILON**2)
     across = squares - along.square() * pushes
-    scale = _scale(squares, across, (along + push.vector[:, None]).square() * pushes)
-    return torch.where(push.channel_norm[:, None, None], scale, 1)
+    scale = _scale(squares, across, (along + push.vector.unsqueeze(1)).square() * pushes)
+    return torch.where(push.channel_norm.view(-1, 1, 1), scale, 1)
 
 
 def _scale(before: Tensor, across: Tensor, along: Tensor) -> Tensor:

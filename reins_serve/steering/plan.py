@@ -94,7 +94,7 @@ def records(
         direction = plan.direction
         if applied + ledger.reused != ledger.planned or (direction is not None and not ledger.planned):
             raise SteeringNotApplied(
-                f"Row {number} was pushed {int(applied)} times where the plan says {ledger.planned - ledger.reused}: the clip "
+                f"Row {number} was pushed {applied:g} times where the plan says {ledger.planned - ledger.reused}: the clip "
                 "is discarded. Was the pipeline compiled, cached or changed after steering was attached? Attach to a freshly "
                 "loaded pipeline."
             )

@@ -122,3 +122,13 @@ def test_where_no_row_is_off_saying_so_changes_nothing(norm: str) -> None:
     flags = {"token_norm": norm == "token", "channel_norm": norm == "channel"}
     for one, other in zip(steer(h, p, **flags), steer(h, p, **flags, all_rows=True), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("operation", ["add", "setpoint"])
+@pytest.mark.parametrize("norm", ["token", "channel", "none"])
+def test_where_all_rows_follow_one_operation_saying_so_changes_nothing(operation: str, norm: str) -> None:
+    h, p = hidden(), push(operation, norm)
+    flags = {"token_norm": norm == "token", "channel_norm": norm == "channel"}
+    only = {"adds": operation == "add", "setpoints": operation == "setpoint"}
+    for one, other in zip(steer(h, p, **flags), steer(h, p, **flags, **only), strict=True):
+        assert torch.equal(one, other)
