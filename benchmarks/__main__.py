@@ -12,7 +12,7 @@ from benchmarks import draw_growth, table
 
 QUALITY = ("--evaluate", "48", "--seed", "32", "--ways", "set-point", "addition")
 STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("steering", "steering", ("--batch", "1", "--rounds", "60", "--stack-rounds", "4", "--tokens", "4096")),
+    ("steering", "steering", ("--batch", "1", "--rounds", "20", "--stack-rounds", "3", "--tokens", "4096")),
     ("capture", "capture", ("--rounds", "12")),
     ("fit", "fit_quick", ("--clips", "10000", "--repeats", "2")),
     ("growth", "growth", ("--rounds", "6", "--replicas", "1", "2", "4", "--swaps", "4")),

@@ -1,4 +1,4 @@
-"""What capturing costs: calls of the embedded model with the activations of all blocks read, against calls without.
+"""What capturing costs: denoising steps of the embedded model with the activations of all blocks read, in lockstep with bare ones.
 
     python -m benchmarks.capture [--rounds 60] [--batch 16] [--json FILE]
 
@@ -6,27 +6,28 @@ A second bare series says how far two equal series differ.
 """
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.lockstep import StepEnd, in_step
 from benchmarks.machine import describe
-from benchmarks.output import write
-from benchmarks.paired import interleave, ratio
+from benchmarks.output import show
+from benchmarks.paired import across, ratio
 from reins_serve.calibration.capture import Capture
 from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import generate, request
 from reins_serve.models.loading import load
-from reins_serve.models.spec import path_of
+from reins_serve.models.spec import Pipeline, path_of
 from reins_serve.steering.direction import Window
 
 AIM = 1.01
 
 
 def main() -> None:
-    """Print the machine, the paired ratios by wall and processor time, and the same of bare to bare."""
+    """Print and write every figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
@@ -34,37 +35,35 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pipeline = load(EMBEDDED)
     clips = [request(EMBEDDED, "a red square moving left at sea", seed) for seed in range(arguments.batch)]
-    blocks = range(len(path_of(pipeline)))
 
-    def bare() -> None:
-        generate(pipeline, EMBEDDED, clips)
+    def bare(pipeline: Pipeline, step_end: StepEnd) -> None:
+        generate(pipeline, EMBEDDED, clips, {"callback_on_step_end": step_end})
 
-    def captured() -> None:
+    def captured(pipeline: Pipeline, step_end: StepEnd) -> None:
+        blocks = range(len(path_of(pipeline)))
         with Capture(pipeline, len(clips), blocks, Window(start=0, end=0.5)) as capture:
-            generate(pipeline, EMBEDDED, clips, capture.arguments)
+            own = capture.arguments["callback_on_step_end"]
+            generate(pipeline, EMBEDDED, clips, {"callback_on_step_end": lambda *step: step_end(*step[:3], own(*step))})
         assert capture.activations.pooled.shape[1] == len(blocks)
 
-    times = interleave({"bare": bare, "captured": captured, "bare again": bare}, arguments.rounds)
-    print(json.dumps(describe()))
-    print(
-        f"{len(blocks)} blocks of width {EMBEDDED.hidden_width}, {arguments.batch} clips a call, {arguments.rounds} rounds"
-    )
-    figures: dict[str, object] = {
+    calls = {name: partial(bare, load(EMBEDDED)) for name in ("bare", "bare again")}
+    found = in_step(calls | {"captured": partial(captured, load(EMBEDDED))}, arguments.rounds)
+    base = found["bare"]
+    window = slice(0, EMBEDDED.num_inference_steps // 2 - 1)  # after the first
+    captured_to_bare = across(found["captured"].to(base))
+    figures = {
         "machine": describe(),
         "rounds": arguments.rounds,
         "batch": arguments.batch,
         "aim": AIM,
+        "captured to bare": captured_to_bare.as_json() | {"aim": captured_to_bare.within(AIM)},
+        "captured to bare, steps in the window": across(found["captured"].to(base, window)).as_json(),
+        "captured to bare, whole calls": ratio(found["captured"].calls(), base.calls()).as_json(),
+        "bare again to bare": across(found["bare again"].to(base)).as_json(),
+        "ms a clip": round(1000 * float(np.median(base.calls())) / arguments.batch),
     }
-    for name in ("captured", "bare again"):
-        for clock in ("wall", "processor"):
-            found = ratio(getattr(times[name], clock), getattr(times["bare"], clock))
-            figures[f"{name} to bare, {clock}"] = found.as_json()
-            verdict = f"; aim {AIM:g}: {found.within(AIM)}" if name == "captured" else ""
-            print(f"{name} to bare, {clock} time: {found}{verdict}")
-    print(f"bare: {np.median(times['bare'].wall) / arguments.batch * 1000:.0f} ms a clip")
-    write(figures, arguments.json)
+    show(figures, arguments.json)
 
 
 if __name__ == "__main__":

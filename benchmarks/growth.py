@@ -2,8 +2,8 @@
 
 1. The push alone against a copy of the same bytes, over the tokens of one row, and over the rows of a batch at a fixed length,
    all with one direction or each with its own.
-2. Whole calls of the embedded model against an equal pipeline that was never touched: over the distinct directions in a batch,
-   and over the steered blocks.
+2. Denoising steps of the embedded model in the window, in lockstep with an equal pipeline that was never touched: over the
+   distinct directions in a batch, and over the steered blocks.
 3. A swap (publish or rollback until the last replica has it) over the number of replicas, by the benchmark `swap`, and of
    light watchers, by `fanout`, whose committed result is drawn beside it.
 """
@@ -24,15 +24,18 @@ import torch
 from ray import serve
 
 from benchmarks import swap
+from benchmarks.lockstep import Call, StepEnd, in_step
 from benchmarks.machine import describe
 from benchmarks.output import show
-from benchmarks.paired import interleave, ratio
+from benchmarks.paired import across, interleave, ratio
 from benchmarks.steering import NORMS, WIDTH, pusher, units
 from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import generate, request
 from reins_serve.models.loading import load
+from reins_serve.models.spec import Pipeline
 from reins_serve.plugin import attach
 from reins_serve.steering.direction import Direction
+from reins_serve.steering.middleware import SteeringMiddleware
 from reins_serve.steering.policy import SteeringRow
 
 TOKENS = (256, 1024, 4096, 16384, 32768)
@@ -74,33 +77,35 @@ def widened(direction: Direction, blocks: int) -> Direction:
 
 
 def whole(rounds: int, batch: int) -> dict[str, Ratios]:
-    """Calls of the embedded model, steered, to those of a pipeline never touched."""
+    """Steered steps of the embedded model to those of a pipeline never touched."""
     clips = [request(EMBEDDED, "a red square moving left at sea", seed) for seed in range(batch)]
-    bare, again, add = load(EMBEDDED), load(EMBEDDED), Direction.load(ADDED)
+    add = Direction.load(ADDED)
     near = torch.nn.functional.normalize(add.vectors + 0.05 * units(batch, add.vectors.shape[1]), dim=1)
     several = {
         f"d{n}": Direction.create(add.meta.model_copy(update={"name": f"d{n}"}), near[n : n + 1]) for n in range(batch)
     }
     deep = {f"blocks-{blocks}": widened(add, blocks) for blocks in BLOCKS}
-    steering = attach(load(EMBEDDED), model="embedded", directions={"live": add, **several, **deep})
 
-    def steered(names: list[str]) -> None:
+    def bare(pipeline: Pipeline, step_end: StepEnd) -> None:
+        generate(pipeline, EMBEDDED, clips, {"callback_on_step_end": step_end})
+
+    def steered(steering: SteeringMiddleware, names: list[str], step_end: StepEnd) -> None:
         rows = [SteeringRow(name, steering.directions[name].serving_strength) for name in names]
-        with steering.generation(rows=rows) as g:
+        with steering.generation(rows=rows, callback_on_step_end=step_end) as g:
             generate(steering.pipeline, EMBEDDED, clips, g.arguments)
 
-    series: dict[str, Callable[[], object]] = {
-        "bare": lambda: generate(bare, EMBEDDED, clips),
-        "bare again": lambda: generate(again, EMBEDDED, clips),
-    }
-    for count in DISTINCT:
-        series[f"directions {count}"] = partial(steered, [f"d{n % count}" for n in range(batch)])
-    for count in BLOCKS:
-        series[f"blocks {count}"] = partial(steered, [f"blocks-{count}"] * batch)
-    times = interleave(series, rounds)
+    def attached(names: list[str]) -> Call:
+        directions = {"live": add} | {name: one for name, one in (several | deep).items() if name in names}
+        return partial(steered, attach(load(EMBEDDED), model="embedded", directions=directions), names)
+
+    calls: dict[str, Call] = {name: partial(bare, load(EMBEDDED)) for name in ("bare", "bare again")}
+    calls |= {f"directions {count}": attached([f"d{n % count}" for n in range(batch)]) for count in DISTINCT}
+    calls |= {f"blocks {count}": attached([f"blocks-{count}"] * batch) for count in BLOCKS}
+    times = in_step(calls, rounds)
+    window = slice(0, EMBEDDED.num_inference_steps // 2 - 1)  # after the first
 
     def to_bare(name: str) -> dict[str, float]:
-        return ratio(times[name].wall, times["bare"].wall).as_json()
+        return across(times[name].to(times["bare"], window)).as_json()
 
     return {
         "bare again": [to_bare("bare again")],

@@ -5,7 +5,7 @@ processor time of this process, which other processes on a shared machine distur
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -69,9 +69,14 @@ def interleave(series: Mapping[str, Callable[[], object]], rounds: int, warm: in
     return times
 
 
-def ratio(one: list[float], base: list[float]) -> Ratio:
+def ratio(one: Sequence[float], base: Sequence[float]) -> Ratio:
     """The paired ratio of two series of equal length."""
-    ratios = np.array(one) / np.array(base)
+    return across(np.array(one) / np.array(base))
+
+
+def across(ratios: Sequence[float] | np.ndarray) -> Ratio:
+    """The median of ratios that were paired already."""
+    ratios = np.asarray(ratios)
     rng = np.random.default_rng(0)
     medians = np.median(rng.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])

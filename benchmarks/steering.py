@@ -1,13 +1,16 @@
 """What steering costs, side by side with pipelines that were never touched: `python -m benchmarks.steering --json steering.json`.
 
-1. The embedded model, whole calls: bare, bare again (another copy: how far two equal series differ), attached and off, each
-   operation and norm rule in its window, and the set-point at every step. Host synchronisations are counted for both: values that
-   are read back from the device, of which steering must add none inside the loop.
+1. The embedded model, denoising steps in lockstep: bare, bare again (another copy: how far two equal series differ), attached and
+   off, each operation and norm rule in its window, and the set-point at every step; beside it the same calls whole, and calls to
+   themselves without the time in steering's own functions, clocked inside them. Host
+   synchronisations are counted for both: values that are read back from the device, of which steering must add none inside the
+   loop.
 2. One block of Wan 2.1 1.3B's width with random weights, at thousands of tokens, with the push alone in a plain hook: one that
    returns its input (bare), each norm rule, the set-point, and `h + a v` as one writes it at first, out of place, in float32.
+   A call takes seconds, and paired calls differ by more than what is looked for. Therefore the hook is clocked too, and each
+   call set beside itself without the time in its hook.
 3. The push alone against a copy of the same bytes: how near it is to what memory allows; beside it the same as the formula
-   reads, whole tensors one after the other and norms of what was pushed, which is what the operator once was. Its share of the
-   block's time says what paired calls cannot where the machine disturbs them by more than the push takes.
+   reads, whole tensors one after the other and norms of what was pushed, which is what the operator once was.
 4. Peak memory of that block's call at a quarter of the tokens, each way in a process of its own, in activations more than the
    bare one.
 
@@ -29,20 +32,38 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.clocked import Clocked, clocked, to_rest
+from benchmarks.lockstep import StepEnd, Stepped, in_step
 from benchmarks.machine import describe
 from benchmarks.output import show
-from benchmarks.paired import Ratio, Times, interleave, ratio
+from benchmarks.paired import Ratio, across, interleave, ratio
 from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import generate, request
 from reins_serve.models.loading import load
+from reins_serve.models.spec import Pipeline
 from reins_serve.plugin import attach
+from reins_serve.steering.calls import CallsHook, _Listener
+from reins_serve.steering.clock import StepClock
 from reins_serve.steering.direction import Direction, Window
+from reins_serve.steering.generation import Generation
+from reins_serve.steering.hook import SteeringHook
+from reins_serve.steering.middleware import SteeringMiddleware
 from reins_serve.steering.operator import RowPush, steer
 from reins_serve.steering.policy import SteeringRow
 
 ON_STACK, ON_EMBEDDED, IDLE = 1.003, 1.01, 0.003
 WIDTH, HEADS, FEED_FORWARD = 1536, 12, 8960  # Wan 2.1 1.3B
 NORMS = ("none", "token", "channel")
+OWN = (
+    (Generation, "__enter__"),
+    (Generation, "__exit__"),
+    (StepClock, "_step_end"),
+    (CallsHook, "pre_forward"),
+    (_Listener, "set_context"),
+    (SteeringHook, "pre_forward"),
+    (SteeringHook, "post_forward"),
+)
+"""All of steering that runs while a pipeline does; what diffusers needs to call a hook, some microseconds each, is not among it."""
 
 
 class Syncs(TorchDispatchMode):
@@ -69,38 +90,60 @@ def varied(direction: Direction, **changes: Any) -> Direction:
     return Direction.create(direction.meta.model_copy(update=changes), direction.vectors)
 
 
-def embedded_series(batch: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Whole calls of the embedded model: by pipelines never touched (`bare`, `bare again`), attached and off, and steered."""
+def embedded_series(batch: int) -> dict[str, Callable[..., np.ndarray]]:
+    """Calls of the embedded model, with or without a callback for the end of a step: by pipelines never touched (`bare`,
+    `bare again`), attached and off, and steered. Each has a pipeline of its own."""
     clips = [request(EMBEDDED, "a red square moving left at sea", seed) for seed in range(batch)]
-    bare, again = load(EMBEDDED), load(EMBEDDED)
     setpoint, add = (Direction.load(f"directions/embedded/{name}.safetensors") for name in ("setpoint", "add"))
     directions = {
         "live": setpoint,
         "setpoint, all steps": varied(setpoint, window=Window(start=0.0, end=1.0)),
         **{f"add, {norm}": varied(add, norm=norm, branches="both") for norm in NORMS},
     }
-    steering = attach(load(EMBEDDED), model="embedded", directions=directions)
 
-    def steered(of: str | None) -> np.ndarray:
+    def bare(pipeline: Pipeline, step_end: StepEnd | None = None) -> np.ndarray:
+        return generate(pipeline, EMBEDDED, clips, {} if step_end is None else {"callback_on_step_end": step_end})
+
+    def steered(steering: SteeringMiddleware, of: str | None, step_end: StepEnd | None = None) -> np.ndarray:
         amount = 0.0 if of is None else steering.directions[of].serving_strength
-        with steering.generation(rows=[SteeringRow(of, amount)] * batch) as g:
+        with steering.generation(rows=[SteeringRow(of, amount)] * batch, callback_on_step_end=step_end) as g:
             return generate(steering.pipeline, EMBEDDED, clips, g.arguments)
 
+    def attached(of: str | None) -> Callable[..., np.ndarray]:
+        return partial(steered, attach(load(EMBEDDED), model="embedded", directions=directions), of)
+
     return {
-        "bare": lambda: generate(bare, EMBEDDED, clips),
-        "bare again": lambda: generate(again, EMBEDDED, clips),
-        "idle": lambda: steered(None),
-        "setpoint": partial(steered, "live"),
-        **{name: partial(steered, name) for name in directions if name != "live"},
+        "bare": partial(bare, load(EMBEDDED)),
+        "bare again": partial(bare, load(EMBEDDED)),
+        "idle": attached(None),
+        "setpoint": attached("live"),
+        **{name: attached(name) for name in directions if name != "live"},
     }
 
 
-def embedded(rounds: int, batch: int) -> tuple[dict[str, Times], bool, dict[str, int]]:
-    """Times of whole calls of the embedded model, whether being attached changes no bit, and host synchronisations."""
+def embedded(rounds: int, batch: int) -> tuple[dict[str, Stepped], bool, dict[str, int]]:
+    """Steps of the embedded model, whether being attached changes no bit, and host synchronisations."""
     series = embedded_series(batch)
     same = bool(np.array_equal(series["bare"](), series["idle"]()))
     read_back = {name: syncs(series[name]) for name in ("bare", "idle", "setpoint")}
-    return interleave(series, rounds), same, read_back
+    return in_step(series, rounds), same, read_back
+
+
+def in_embedded(rounds: int, batch: int) -> dict[str, dict[str, float]]:
+    """Whole calls of the embedded model to themselves without the time in steering's own functions."""
+    with clocked(OWN) as seconds:
+        series = embedded_series(batch)
+        whole: dict[str, list[float]] = {name: [] for name in ("idle", "setpoint", "setpoint, all steps")}
+        inside: dict[str, list[float]] = {name: [] for name in whole}
+        for number in range(1 + rounds):
+            for name in whole:
+                seconds.clear()
+                began = time.perf_counter()
+                series[name]()
+                if number:
+                    whole[name].append(time.perf_counter() - began)
+                    inside[name].append(sum(seconds))
+    return {name: to_rest(whole[name], inside[name]).as_json() for name in whole}
 
 
 def units(count: int, width: int = WIDTH) -> torch.Tensor:
@@ -121,8 +164,8 @@ def pusher(
     return lambda hidden: steer(hidden, push, token_norm=token, channel_norm=channel, all_rows=True).hidden
 
 
-def block(tokens: int) -> dict[str, Callable[[], None]]:
-    """Calls of a denoiser of one block of full width, by what its hook does; the hooks sit where ours does."""
+def block(tokens: int) -> tuple[dict[str, Callable[[], None]], dict[str, Clocked]]:
+    """Calls of a denoiser of one block of full width, by what its hook does, and the hooks; they sit where ours do."""
     torch.manual_seed(0)
     side = int(tokens**0.5)
     denoiser = WanTransformer3DModel(
@@ -131,12 +174,13 @@ def block(tokens: int) -> dict[str, Callable[[], None]]:
         qk_norm="rms_norm_across_heads",
     ).eval()  # fmt: skip
     latents, text = torch.randn(1, 16, 1, 2 * side, 2 * side), torch.randn(1, 16, 64)
-    hooks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"bare": lambda h: h, "bare again": lambda h: h}
-    hooks |= {f"add, {norm}": pusher(norm) for norm in NORMS} | {"setpoint": pusher("none", setpoint=True)}
+    does: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"bare": lambda h: h, "bare again": lambda h: h}
+    does |= {f"add, {norm}": pusher(norm) for norm in NORMS} | {"setpoint": pusher("none", setpoint=True)}
     plain = units(1)[0]
-    hooks["naive"] = lambda h: (h.float() + 2.0 * plain).to(h.dtype)
+    does["naive"] = lambda h: (h.float() + 2.0 * plain).to(h.dtype)
+    hooks = {name: Clocked(one) for name, one in does.items()}
 
-    def call(hook: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def call(hook: Clocked) -> None:
         handle = denoiser.blocks[0].register_forward_hook(lambda module, args, output: hook(output))
         try:
             with torch.inference_mode():
@@ -144,13 +188,13 @@ def block(tokens: int) -> dict[str, Callable[[], None]]:
         finally:
             handle.remove()
 
-    return {name: partial(call, hook) for name, hook in hooks.items()}
+    return {name: partial(call, hook) for name, hook in hooks.items()}, hooks
 
 
 def peak(tokens: int, name: str, threads: int) -> int:
     """Peak memory of this process after two calls, in bytes."""
     torch.set_num_threads(threads)
-    call = block(tokens)[name]
+    call = block(tokens)[0][name]
     call()
     call()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -158,10 +202,10 @@ def peak(tokens: int, name: str, threads: int) -> int:
 
 def peaks(tokens: int) -> dict[str, float]:
     """Peak memory beyond the bare call's, in activations of the block, by what the hook does."""
-    found = {}
-    for name in ("bare", *(f"add, {norm}" for norm in NORMS), "setpoint", "naive"):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found[name] = pool.submit(peak, tokens, name, torch.get_num_threads()).result()
+    names = ("bare", *(f"add, {norm}" for norm in NORMS), "setpoint", "naive")
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        peaks_of = pool.map(peak, [tokens] * len(names), names, [1] * len(names))
+        found = dict(zip(names, peaks_of, strict=True))
     activation = 4 * tokens * WIDTH
     return {name: round((value - found["bare"]) / activation, 2) for name, value in found.items() if name != "bare"}
 
@@ -182,21 +226,25 @@ def as_it_reads(norm: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return push
 
 
-def bandwidth(tokens: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of a copy (a read and a write of every byte) over seconds of the push, by rule, 1 is the floor; and its seconds."""
+def bandwidth(tokens: int, rounds: int) -> dict[str, float]:
+    """Seconds of a copy (a read and a write of every byte) over seconds of the push, by rule: 1 is the floor."""
     hidden = torch.randn(1, tokens, WIDTH)
     series: dict[str, Callable[[], object]] = {"copy": hidden.clone}
     series |= {norm: partial(pusher(norm), hidden) for norm in NORMS}
     series |= {f"{norm}, as the formula reads": partial(as_it_reads(norm), hidden) for norm in NORMS}
     with torch.inference_mode():
         times = interleave(series, rounds, warm=3)
-    of_copy = {name: round(ratio(times["copy"].wall, times[name].wall).median, 3) for name in series if name != "copy"}
-    return of_copy, {norm: float(np.median(times[norm].wall)) for norm in NORMS}
+    return {name: round(ratio(times["copy"].wall, times[name].wall).median, 3) for name in series if name != "copy"}
 
 
-def compared(times: Mapping[str, Times]) -> dict[str, Ratio]:
-    """Every series to `bare`, by wall time."""
-    return {name: ratio(series.wall, times["bare"].wall) for name, series in times.items() if name != "bare"}
+def by_step(found: Mapping[str, Stepped]) -> dict[str, Ratio]:
+    """Every series' denoising steps to those of `bare`; a series that steers in the first half of them, in those alone."""
+    open_steps = {name: slice(None) for name in ("bare again", "idle", "setpoint, all steps")}
+    half = slice(0, found["bare"].parts.shape[1] // 2 - 1)
+    return {
+        name: across(series.to(found["bare"], open_steps.get(name, half)))
+        for name, series in found.items() if name != "bare"
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -211,31 +259,39 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     began = time.perf_counter()
-    whole, same, read_back = embedded(asked.rounds, asked.batch)
-    on_embedded = compared(whole)
-    stack = interleave(block(asked.tokens), asked.stack_rounds)
-    on_stack = compared(stack)
-    floor, seconds = bandwidth(asked.tokens, 20)
-    block_s = float(np.median(stack["bare"].wall + stack["bare again"].wall))
-    idle = on_embedded["idle"]
+    steps, same, read_back = embedded(asked.rounds, asked.batch)
+    on_embedded, bare = by_step(steps), steps["bare"]
+    on, idle = across(steps["setpoint"].to(bare)), on_embedded["idle"]
+    calls, hooks = block(asked.tokens)
+    stack = interleave(calls, asked.stack_rounds)
+    on_stack = {name: ratio(series.wall, stack["bare"].wall) for name, series in stack.items() if name != "bare"}
+    in_stack = {
+        name: to_rest(series.wall, hooks[name].seconds[-len(series.wall) :])
+        for name, series in stack.items() if name not in ("bare", "bare again")
+    }  # fmt: skip
     resolved = "met" if abs(idle.low - 1) <= IDLE and abs(idle.high - 1) <= IDLE else "not resolved"
     figures: dict[str, Any] = {
         "machine": describe(),
         "setting": {name: value for name, value in vars(asked).items() if name != "json"},
         "idle_bit_identical": same,
         "idle_ratio": idle.as_json() | {"aim": resolved},
-        "on_ratio_embedded": on_embedded["setpoint"].as_json() | {"aim": on_embedded["setpoint"].within(ON_EMBEDDED)},
+        "on_ratio_embedded": on.as_json() | {"aim": on.within(ON_EMBEDDED)},
         "on_ratio_block_stack": {
             name: found.as_json() | {"aim": found.within(ON_STACK)}
             for name, found in on_stack.items() if name not in ("bare again", "naive")
         },
+        "in_call_embedded": in_embedded(asked.rounds // 2, asked.batch),
+        "in_call_block_stack": {name: found.as_json() | {"aim": found.within(ON_STACK)} for name, found in in_stack.items()},
         "naive_ratio": on_stack["naive"].as_json(),
-        "operator_bandwidth_of_copy": floor,
-        "push_share_of_block": {norm: round(taken / block_s, 5) for norm, taken in seconds.items()},
-        "block_seconds": round(block_s, 3),
+        "operator_bandwidth_of_copy": bandwidth(asked.tokens, 20),
+        "block_seconds": round(float(np.median(stack["bare"].wall + stack["bare again"].wall)), 3),
+        "step_seconds": round(float(np.median(bare.parts[:, 1:-1])), 4),
         "host_syncs": read_back,
         "peak_activations_more": peaks(asked.tokens // 4),
         "embedded": {name: found.as_json() for name, found in on_embedded.items()},
+        "embedded_calls": {
+            name: ratio(series.calls(), bare.calls()).as_json() for name, series in steps.items() if name != "bare"
+        },
         "a_a_block_stack": on_stack["bare again"].as_json(),
         "seconds": round(time.perf_counter() - began),
     }  # fmt: skip

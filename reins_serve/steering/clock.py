@@ -26,6 +26,7 @@ class StepClock:
 
     Attributes:
         arguments: Pass them to the pipeline's call.
+        chunked: Whether a denoiser of the pipeline makes a clip in chunks, each with all steps.
         done, total: Steps done and steps in all, of the current chunk; total is None until the first step has ended.
     """
 
@@ -36,7 +37,7 @@ class StepClock:
         self._ended = ended
         self._callback = callback
         self._guider: Any = None
-        self._chunked = any(spec_of(denoiser).chunked for denoiser in denoisers_of(pipeline).values())
+        self.chunked = any(spec_of(denoiser).chunked for denoiser in denoisers_of(pipeline).values())
         if "callback_on_step_end" in inspect.signature(type(pipeline).__call__).parameters:
             self.arguments = {"callback_on_step_end": self._step_end}
         elif getattr(pipeline, "guider", None) is not None and callback is None:
@@ -93,7 +94,7 @@ class StepClock:
         return kwargs
 
     def _end(self, step: int, total: int) -> None:
-        if step == 0 and self._chunked and self.finished:
+        if step == 0 and self.chunked and self.finished:
             self.done = 0
         if step != self.done:
             raise _twice()

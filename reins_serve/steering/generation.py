@@ -179,7 +179,8 @@ class Generation:
             return
         self._open = opened
         for hook in self._hooked.hooks:
-            hook.rows = rows_at(hook.block, self._plans, opened, self._device) if any(opened) else {}
+            batched = hook.calls.spec.guidance == "batched"
+            hook.rows = rows_at(hook.block, self._plans, opened, self._device, batched) if any(opened) else {}
         if self._hooked.state.cached:  # what was computed with other rows must not be used again
             reset_caches(self._hooked.pipeline)
 
@@ -193,7 +194,8 @@ class Generation:
             self._on_step(step + 1, total)
         if self._cancel is not None and self._cancel.is_set():
             raise GenerationCancelled(f"Stopped after step {step + 1} of {total}.")
-        self._prepare((step + 1) % total)
+        if step + 1 < total or self._clock.chunked:
+            self._prepare((step + 1) % total)
 
     def _enter_step(self, step: int, total: int) -> None:
         """Enter what the calls of a step had to push, and which of that a step cache answered for."""

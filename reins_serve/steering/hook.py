@@ -18,6 +18,7 @@ from reins_serve.errors import SteeringUnavailable
 from reins_serve.models.spec import Pipeline, path_of
 from reins_serve.steering.blocks import VideoHook, add_hooks
 from reins_serve.steering.calls import BATCHED, COND, UNCOND, Calls
+from reins_serve.steering.direction import Direction
 from reins_serve.steering.operator import Pushed, RowPush, steer
 from reins_serve.steering.plan import RowPlan
 
@@ -102,6 +103,8 @@ class SteeringHook(VideoHook):
             raise SteeringUnavailable(
                 "This pipeline is steered: call it inside `with steering.generation() as g:` and pass it **g.arguments."
             )
+        if not self.rows and not state.cached:
+            return output
         hidden = self.video(output)
         kind, copies = self.calls.layout(hidden.shape[0])
         rows = self.rows.get(kind)
@@ -137,64 +140,78 @@ def register(
     return list(hooks.values())
 
 
-def rows_at(block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], device: torch.device) -> dict[str, Rows]:
-    """The rows of a block by kind of call, for the rows whose window is open; kinds in which nothing is pushed are left out."""
-    columns: dict[str, list[float]] = {
-        n: [] for n in ("amount", "target", "setpoint", "token", "channel", "unsafe", "gap")
-    }
-    both, vectors = [], []
-    width = next(p.direction.meta.base.width for p in plans if p.direction is not None)
-    for plan, is_open in zip(plans, open_rows, strict=True):
-        direction = plan.direction
-        if direction is None or not is_open or block not in direction.blocks:
-            values, vector = (0.0,) * len(columns), torch.zeros(width)
-            both.append(False)
-        else:
-            at = direction.blocks.index(block)
-            statistics, meta = direction.meta.statistics[at], direction.meta
-            values = (
-                plan.row.strength * direction.unit(at),
-                statistics.safe_mean,
-                float(meta.operation == "setpoint"),
-                float(meta.norm == "token"),
-                float(meta.norm == "channel"),
-                statistics.unsafe_mean,
-                1 / statistics.gap if statistics.gap else 0.0,
-            )
-            vector = direction.vectors[at]
-            both.append(meta.branches == "both")
-        vectors.append(vector)
-        for column, value in zip(columns.values(), values, strict=True):
-            column.append(value)
-    if not any(columns["amount"]):
-        return {}
-    c = {name: torch.tensor(column, dtype=torch.float32, device=device) for name, column in columns.items()}
-    vector = torch.stack(vectors).to(device)
-    each = (c["amount"] != 0).float()
-    scale = torch.stack([0 * each, each, each * c["gap"], each], dim=1)
-    shift = torch.stack([each, 0 * each, -each * c["gap"] * c["unsafe"], 0 * each], dim=1)
-    steered = [index for index, amount in enumerate(columns["amount"]) if amount]
-    operations = {
-        "token_norm": any(columns["token"]),
-        "channel_norm": any(columns["channel"]),
-        "adds": any(not columns["setpoint"][index] for index in steered),
-        "setpoints": any(columns["setpoint"][index] for index in steered),
-    }
-    every = len(steered) == len(plans)
-    every_branch = every and all(both)
+class _Column(NamedTuple):
+    """What one row is pushed by, as numbers that travel to the device together."""
 
-    def rows(amount: Tensor, times: int, all_rows: bool) -> Rows:
-        r = {name: column.repeat(times) for name, column in c.items()}
-        push = RowPush(
-            vector.repeat(times, 1), amount, r["target"], r["setpoint"] > 0, r["token"] > 0, r["channel"] > 0
+    amount: float = 0.0
+    target: float = 0.0
+    setpoint: bool = False
+    token_norm: bool = False
+    channel_norm: bool = False
+    unsafe_mean: float = 0.0
+    inverse_gap: float = 0.0
+    both: bool = False
+
+    @classmethod
+    def of(cls, plan: RowPlan, direction: Direction, block: int) -> "_Column":
+        at, meta = direction.blocks.index(block), direction.meta
+        statistics, norm = meta.statistics[at], meta.norm
+        return cls(
+            amount=plan.row.strength * direction.unit(at),
+            target=statistics.safe_mean,
+            setpoint=meta.operation == "setpoint",
+            token_norm=norm == "token",
+            channel_norm=norm == "channel",
+            unsafe_mean=statistics.unsafe_mean,
+            inverse_gap=1 / statistics.gap if statistics.gap else 0.0,
+            both=meta.branches == "both",
         )
-        return Rows(push, scale.repeat(times, 1), shift.repeat(times, 1), operations | {"all_rows": all_rows})
 
-    unconditional = c["amount"] * torch.tensor(both, device=device)
-    layouts = {
-        COND: rows(c["amount"], 1, every),
-        BATCHED: rows(torch.cat([unconditional, c["amount"]]), 2, every_branch),
-    }
-    if any(both):
-        layouts[UNCOND] = rows(unconditional, 1, every_branch)
+
+def rows_at(
+    block: int, plans: Sequence[RowPlan], open_rows: Sequence[bool], device: torch.device, batched: bool = False
+) -> dict[str, Rows]:
+    """The rows of a block by kind of call, for the rows whose window is open; kinds in which nothing is pushed are left out.
+
+    Args:
+        batched: Whether both guidance branches may come in one call.
+    """
+    due = [
+        plan.direction if is_open and plan.direction is not None and block in plan.direction.blocks else None
+        for plan, is_open in zip(plans, open_rows, strict=True)
+    ]
+    each = [_Column() if d is None else _Column.of(plan, d, block) for plan, d in zip(plans, due, strict=True)]
+    if not any(column.amount for column in each):
+        return {}
+    off = torch.zeros(next(d.meta.base.width for d in due if d is not None))
+    vectors = [off if d is None else d.vectors[d.blocks.index(block)] for d in due]
+    conditional = _rows(each, vectors, device)
+    unsteered = [column if column.both else column._replace(amount=0.0) for column in each]
+    layouts = {COND: conditional}
+    if any(column.both for column in each):
+        layouts[UNCOND] = _rows(unsteered, vectors, device)
+    if batched:
+        layouts[BATCHED] = _rows([*unsteered, *each], [*vectors, *vectors], device)
     return layouts
+
+
+def _rows(columns: Sequence[_Column], vectors: Sequence[Tensor], device: torch.device) -> Rows:
+    """Rows from their columns and vectors `[D]`: all numbers in one tensor, which is one copy to the device."""
+    numbers = torch.tensor(
+        [
+            (c.amount, c.target, c.setpoint, c.token_norm, c.channel_norm,
+             0.0, 1.0, c.inverse_gap, 1.0, 1.0, 0.0, -c.inverse_gap * c.unsafe_mean, 0.0)
+            for c in columns
+        ]
+    ).to(device)  # fmt: skip
+    amount, target, setpoint, token, channel = numbers[:, :5].unbind(1)
+    push = RowPush(torch.stack(list(vectors)).to(device), amount, target, setpoint > 0, token > 0, channel > 0)
+    steered = [c for c in columns if c.amount]
+    operations = {
+        "token_norm": any(c.token_norm for c in steered),
+        "channel_norm": any(c.channel_norm for c in steered),
+        "adds": not all(c.setpoint for c in steered),
+        "setpoints": any(c.setpoint for c in steered),
+        "all_rows": len(steered) == len(columns),
+    }
+    return Rows(push, numbers[:, 5:9], numbers[:, 9:], operations)

@@ -93,7 +93,7 @@ def test_the_conditional_branch_alone_leaves_unconditional_calls_untouched(steer
     steering = steer("setpoint")
     (hook,) = steering.hooks
     with steering.generation() as g:
-        assert set(hook.rows) == {"cond", "batched"}
+        assert set(hook.rows) == {"cond"}
         generate(steering.pipeline, tiny.ENTRY, CLIPS[:1], g.arguments)
 
 

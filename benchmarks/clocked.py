@@ -1,0 +1,46 @@
+"""The time inside functions, clocked in the very calls that it is a share of: what pairs on a shared machine cannot resolve."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.paired import Ratio, ratio
+
+
+class Clocked:
+    """A function, and the seconds of each of its calls."""
+
+    def __init__(self, function: Callable[..., Any], seconds: list[float] | None = None) -> None:
+        self.function = function
+        self.seconds: list[float] = [] if seconds is None else seconds
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            self.seconds.append(time.perf_counter() - began)
+
+
+@contextmanager
+def clocked(methods: Sequence[tuple[type, str]]) -> Iterator[list[float]]:
+    """Clock methods of classes, none of which calls another one, while the block lasts: the seconds of each call of theirs."""
+    seconds: list[float] = []
+    with ExitStack() as patches:
+        for owner, name in methods:
+            patches.enter_context(patch.object(owner, name, _method(getattr(owner, name), seconds)))
+        yield seconds
+
+
+def _method(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """A function again, which binds as a method does."""
+    timed = Clocked(function, seconds)
+    return wraps(function)(lambda *args, **kwargs: timed(*args, **kwargs))
+
+
+def to_rest(whole: Sequence[float], inside: Sequence[float]) -> Ratio:
+    """Calls to themselves without the time inside."""
+    return ratio(whole, [total - part for total, part in zip(whole, inside, strict=True)])
