@@ -12,15 +12,15 @@ from benchmarks import draw_growth, table
 
 QUALITY = ("--evaluate", "48", "--seed", "32", "--ways", "set-point", "addition")
 STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("steering", "steering", ("--batch", "1", "--rounds", "20", "--stack-rounds", "3", "--tokens", "4096")),
-    ("capture", "capture", ("--rounds", "12")),
+    ("steering", "steering", ("--batch", "1", "--rounds", "16", "--stack-rounds", "6", "--tokens", "2048")),
+    ("capture", "capture", ("--rounds", "12", "--batch", "8")),
     ("fit", "fit_quick", ("--clips", "10000", "--repeats", "2")),
-    ("growth", "growth", ("--rounds", "6", "--replicas", "1", "2", "4", "--swaps", "4")),
-    ("trace", "trace", ("--calls", "2", "--tokens", "2048")),
-    ("swap", "swap", ("--swaps", "24", "--stretches", "3")),
-    ("load", "load", ("--replicas", "1", "--rounds", "3", "--block", "15")),
+    ("growth", "growth", ("--rounds", "6")),
+    ("trace", "trace", ("--calls", "1", "--batch", "1", "--tokens", "1024")),
+    ("swap", "swap_quick", ("--replicas", "4", "--swaps", "16", "--stretches", "3")),
+    ("load", "load", ("--replicas", "1", "--rounds", "6", "--block", "8")),
     ("fanout", "fanout", ()),
-    ("simulate", "simulate", ("--check", "40")),
+    ("simulate", "simulate", ("--check", "30")),
     ("quality", "quality_again", (*QUALITY, "--against", str(table.RESULTS / "quality.json"))),
 )
 

@@ -1,4 +1,4 @@
-"""Draws `benchmarks/results/growth.json` and `fanout.json` for the docs: `python -m benchmarks.draw_growth`."""
+"""Draws `growth.json`, `reach.json` and `fanout.json` of `benchmarks/results` for the docs: `python -m benchmarks.draw_growth`."""
 
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ def _calls(axes: Axes, found: dict[str, Any], of: str) -> None:
     (floor,) = found["bare again"]
     axes.axhspan(floor["low"], floor["high"], color="grey", alpha=0.25, label="bare to bare (A/A)")
     _band(axes, [one["count"] for one in series], series, "steered to bare")
-    axes.set_ylabel("call to bare call, time")
+    axes.set_ylabel("step in the window to bare step, time")
 
 
-def draw(found: dict[str, Any], fanout: dict[str, Any] | None, file: Path) -> None:
+def draw(found: dict[str, Any], reach: dict[str, Any] | None, fanout: dict[str, Any] | None, file: Path) -> None:
     """Write the picture: the push over tokens and rows, calls over directions and blocks, swaps over replicas and watchers."""
     figure, places = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
     (tokens, rows, own), (directions, blocks, swaps) = places
@@ -52,7 +52,7 @@ def draw(found: dict[str, Any], fanout: dict[str, Any] | None, file: Path) -> No
     _calls(blocks, found["calls"], "blocks")
     blocks.set_xlabel("steered blocks, embedded model")
     for series, across, middle, last, label in (
-        (found.get("swaps", []), "replicas", "p50_ms", "p95_ms", "swap under load"),
+        (reach["swaps"] if reach else [], "replicas", "p50_ms", "p95_ms", "swap under load"),
         (fanout["measured"] if fanout else [], "watchers", "median_ms", "last_ms", "told to light watchers"),
     ):
         if series:
@@ -79,7 +79,7 @@ def main() -> None:
         raise SystemExit(
             "benchmarks/results/growth.json is not there: run `python -m benchmarks.growth --json` with that file."
         )
-    draw(found, read("fanout"), PICTURE)
+    draw(found, read("reach"), read("fanout"), PICTURE)
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def operator(device: torch.device, tokens: int, width: int, rounds: int) -> dict
         series[way] = timed(partial(rows.steer, hidden, push))
         series[f"{way}, compiled"] = timed(partial(torch.compile(rows.steer, dynamic=False), hidden, push))
     times = interleave(series, rounds, warm=3)
-    return {way: round(ratio(times["copy"].wall, times[way].wall).median, 3) for way in series if way != "copy"}
+    return {way: round(ratio(times["copy"], times[way]).median, 3) for way in series if way != "copy"}
 
 
 def _compared(
@@ -224,7 +224,7 @@ def _compared(
             series[way]()
             memory = round(torch.cuda.max_memory_allocated(device) / 2**20)
         if way != "bare":
-            found = ratio(times[way].wall, times["bare"].wall)
+            found = ratio(times[way], times["bare"])
             yield {"model": name, "way": f"{how}, {way}", **found.as_json(), "peak_mib": memory}
 
 

@@ -4,26 +4,19 @@
    all with one direction or each with its own.
 2. Denoising steps of the embedded model in the window, in lockstep with an equal pipeline that was never touched: over the
    distinct directions in a batch, and over the steered blocks.
-3. A swap (publish or rollback until the last replica has it) over the number of replicas, by the benchmark `swap`, and of
-   light watchers, by `fanout`, whose committed result is drawn beside it.
+
+Swaps over the number of replicas are measured by `reach`, over light watchers by `fanout`.
 """
 
 import argparse
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-
 import numpy as np
-import ray
 import torch
-from ray import serve
 
-from benchmarks import swap
 from benchmarks.lockstep import Call, StepEnd, in_step
 from benchmarks.machine import describe
 from benchmarks.output import show
@@ -41,7 +34,6 @@ from reins_serve.steering.policy import SteeringRow
 TOKENS = (256, 1024, 4096, 16384, 32768)
 ROWS = DISTINCT = BLOCKS = (1, 2, 4, 8)
 ROW_TOKENS = 2048
-SWAP_FIGURES = ("replicas", "swaps", "p50_ms", "p95_ms", "max_ms", "lost")
 ADDED = "directions/embedded/add.safetensors"
 
 Ratios = list[dict[str, float]]
@@ -58,8 +50,8 @@ def alone(shapes: Iterable[tuple[int, int]], distinct: bool, rounds: int) -> dic
         with torch.inference_mode():
             times = interleave(series, rounds, warm=2)
         for norm in NORMS:
-            of = ratio(times[norm].wall, times["copy"].wall).as_json()
-            found[norm].append(of | {"rows": rows, "tokens": tokens, "ms": 1000 * float(np.median(times[norm].wall))})
+            of = ratio(times[norm], times["copy"]).as_json()
+            found[norm].append(of | {"rows": rows, "tokens": tokens, "ms": 1000 * float(np.median(times[norm]))})
     return found
 
 
@@ -114,27 +106,11 @@ def whole(rounds: int, batch: int) -> dict[str, Ratios]:
     }
 
 
-def swaps(numbers: Iterable[int], count: int) -> list[dict[str, Any]]:
-    """Swaps under the load of the benchmark `swap`, on more and more replicas of one cluster, which keeps one store."""
-    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
-    try:
-        with tempfile.TemporaryDirectory(prefix="reins-growth-") as folder:
-            measured = [swap.measure(replicas, count, 2, 2.0, 0.5, folder) for replicas in numbers]
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-    return [{name: figures[name] for name in SWAP_FIGURES} for figures in measured]
-
-
 def main() -> None:
     """Print and write every figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12, help="of each push, and of the embedded model")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument(
-        "--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="of the swaps; none leaves them out"
-    )
-    parser.add_argument("--swaps", type=int, default=24, help="for each number of replicas")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -147,8 +123,6 @@ def main() -> None:
         "rows, each its own direction": alone([(rows, ROW_TOKENS) for rows in ROWS], True, asked.rounds),
         "calls": whole(asked.rounds, asked.batch),
     }
-    if asked.replicas:
-        figures["swaps"] = swaps(asked.replicas, asked.swaps)
     show(figures, asked.json)
 
 

@@ -1,7 +1,6 @@
 """Series measured side by side: interleaved calls, the median of paired ratios, and its 95 % bootstrap interval.
 
-Calls take turns in an order drawn anew each round, so that what else the machine does hits all alike. Beside wall time stands the
-processor time of this process, which other processes on a shared machine disturb far less.
+Calls take turns in an order drawn anew each round, so that what else the machine does hits all alike.
 """
 
 import time
@@ -11,10 +10,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 RESAMPLES = 10_000
+LEAST_PAIRS = 6  # of fewer the smallest and the largest ratio do not enclose the median in 95 % of all cases
 
 
-def verdict(low: float, high: float, limit: float) -> str:
-    """Whether an interval lies below a limit. For one from below, turn all three round."""
+def verdict(low: float, high: float, limit: float, pairs: int = LEAST_PAIRS) -> str:
+    """Whether an interval lies below a limit. For one from below, turn all three round. Too few pairs resolve nothing."""
+    if pairs < LEAST_PAIRS:
+        return "not resolved"
     return "met" if high <= limit else "not met" if low > limit else "not resolved"
 
 
@@ -33,39 +35,30 @@ class Ratio:
         return f"{self.median:.4f} [{self.low:.4f}, {self.high:.4f}], quartiles {self.q25:.3f} to {self.q75:.3f}"
 
     def within(self, limit: float) -> str:
-        """`met` where the interval lies below the limit, `not met` where it lies above, else `not resolved`."""
-        return verdict(self.low, self.high, limit)
+        """`met` where the interval lies below the limit, `not met` where it lies above, else, or of few pairs, `not resolved`."""
+        return verdict(self.low, self.high, limit, self.pairs)
 
     def as_json(self) -> dict[str, float]:
         """For `--json`."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds of one series' calls, in order: by the wall's clock, and of this process's threads together."""
-
-    wall: list[float]
-    processor: list[float]
-
-
-def interleave(series: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, Times]:
-    """Call every series once a round, in an order drawn anew each round, after `warm` calls of each.
+def interleave(series: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of every series' calls: one a round, in an order drawn anew each round, after `warm` calls of each.
 
     (Orders in their mathematical sequence would leave the first series first for most of a run: what comes after the longest
     pause, or the largest call, would always be the same one.)
     """
-    times = {name: Times([], []) for name in series}
+    times: dict[str, list[float]] = {name: [] for name in series}
     for call in series.values():
         for _ in range(warm):
             call()
     rng = np.random.default_rng(0)
     for _ in range(rounds):
         for name in rng.permutation(list(series)).tolist():
-            wall, processor = time.perf_counter(), time.process_time()
+            began = time.perf_counter()
             series[name]()
-            times[name].processor.append(time.process_time() - processor)
-            times[name].wall.append(time.perf_counter() - wall)
+            times[name].append(time.perf_counter() - began)
     return times
 
 

@@ -95,7 +95,7 @@ def inside(tokens: int, rounds: int, threads: int) -> dict[str, Any]:
         times = interleave({name: (lambda call=call: call(hidden)) for name, call in series.items()}, rounds)  # type: ignore[misc]
     for name in series:
         if name != "bare":
-            found[name] = ratio(times[name].wall, times["bare"].wall).as_json()
+            found[name] = ratio(times[name], times["bare"]).as_json()
     return found
 
 

@@ -234,7 +234,7 @@ def bandwidth(tokens: int, rounds: int) -> dict[str, float]:
     series |= {f"{norm}, as the formula reads": partial(as_it_reads(norm), hidden) for norm in NORMS}
     with torch.inference_mode():
         times = interleave(series, rounds, warm=3)
-    return {name: round(ratio(times["copy"].wall, times[name].wall).median, 3) for name in series if name != "copy"}
+    return {name: round(ratio(times["copy"], times[name]).median, 3) for name in series if name != "copy"}
 
 
 def by_step(found: Mapping[str, Stepped]) -> dict[str, Ratio]:
@@ -264,9 +264,9 @@ def main() -> None:
     on, idle = across(steps["setpoint"].to(bare)), on_embedded["idle"]
     calls, hooks = block(asked.tokens)
     stack = interleave(calls, asked.stack_rounds)
-    on_stack = {name: ratio(series.wall, stack["bare"].wall) for name, series in stack.items() if name != "bare"}
+    on_stack = {name: ratio(series, stack["bare"]) for name, series in stack.items() if name != "bare"}
     in_stack = {
-        name: to_rest(series.wall, hooks[name].seconds[-len(series.wall) :])
+        name: to_rest(series, hooks[name].seconds[-len(series) :])
         for name, series in stack.items() if name not in ("bare", "bare again")
     }  # fmt: skip
     resolved = "met" if abs(idle.low - 1) <= IDLE and abs(idle.high - 1) <= IDLE else "not resolved"
@@ -284,7 +284,7 @@ def main() -> None:
         "in_call_block_stack": {name: found.as_json() | {"aim": found.within(ON_STACK)} for name, found in in_stack.items()},
         "naive_ratio": on_stack["naive"].as_json(),
         "operator_bandwidth_of_copy": bandwidth(asked.tokens, 20),
-        "block_seconds": round(float(np.median(stack["bare"].wall + stack["bare again"].wall)), 3),
+        "block_seconds": round(float(np.median(stack["bare"] + stack["bare again"])), 3),
         "step_seconds": round(float(np.median(bare.parts[:, 1:-1])), 4),
         "host_syncs": read_back,
         "peak_activations_more": peaks(asked.tokens // 4),

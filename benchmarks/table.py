@@ -101,6 +101,16 @@ def growth(f: Figures) -> Iterable[Row]:
         )
 
 
+def reach(f: Figures) -> Iterable[Row]:
+    """Swaps over the number of replicas."""
+    for one in f["swaps"]:
+        yield (
+            f"publish to all of {one['replicas']} replicas under load, {one['swaps']} swaps: p50, p95",
+            f"{one['p50_ms']:.0f}, {one['p95_ms']:.0f} ms",
+            "",
+        )
+
+
 def swap(f: Figures) -> Iterable[Row]:
     """Hot swaps."""
     met = "met" if f["p95_ms"] < 100 else "not met"
@@ -123,7 +133,7 @@ def swap(f: Figures) -> Iterable[Row]:
     yield (
         "time of a generation while directions are swapped, to none swapped",
         _ratio(f["latency"]),
-        f"≤ 1.02: {verdict(f['latency']['low'], f['latency']['high'], 1.02)}",
+        f"≤ 1.02: {verdict(f['latency']['low'], f['latency']['high'], 1.02, f['latency']['pairs'])}",
     )
 
 
@@ -135,7 +145,7 @@ def load(f: Figures) -> Iterable[Row]:
     yield (
         f"clips a second, served to a bare loop ({what})",
         _ratio(found),
-        f"≥ .95: {verdict(-found['high'], -found['low'], -0.95)}",
+        f"≥ .95: {verdict(-found['high'], -found['low'], -0.95, found['pairs'])}",
     )
     yield (
         "jobs accepted, completed, failed, lost; refused with 429",
@@ -213,6 +223,8 @@ SCRIPTS: dict[str, tuple[str, Callable[[Figures], Iterable[Row]]]] = {
     "growth": ("growth", growth),
     "trace": ("trace", trace),
     "swap": ("swap", swap),
+    "swap_quick": ("swap --replicas 4", swap),
+    "reach": ("reach", reach),
     "load": ("load", load),
     "fanout": ("fanout", fanout),
     "simulate": ("simulate", simulate),

@@ -23,7 +23,7 @@ from tests.serving.desk import names_of
 from tests.serving.local import PATIENCE_S, until
 
 APPLICATION = "chaos"
-REPLICA_KILLS = int(os.environ.get("REINS_REPLICA_KILLS", "6"))  # a replica takes long to come back: more by hand
+REPLICA_KILLS = int(os.environ.get("REINS_REPLICA_KILLS", "4"))  # a replica takes long to come back: more by hand
 GATEWAY_KILLS = 2
 PERIOD_S = 0.4
 STARTS_S = 300  # a replica loads its libraries

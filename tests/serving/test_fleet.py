@@ -34,7 +34,7 @@ def config(
     embedded = embedded_model.model_dump(exclude={"num_replicas"}) | {
         "num_cpus": 0,
         "max_batch_size": 2,
-        "autoscaling": {"min_replicas": 1, "max_replicas": 3, "target_per_replica": 2, **DELAYS},
+        "autoscaling": {"min_replicas": 1, "max_replicas": 2, "target_per_replica": 2, **DELAYS},
     }
     small = tiny_model.model_dump(exclude={"num_replicas"}) | {
         "entry": tiny_entry(source),
@@ -92,8 +92,8 @@ async def test_models_are_scaled_up_and_down_again_under_load_and_nothing_is_los
         return sum(video["status"] in ("queued", "in_progress") for video in listed)
 
     def have_scaled() -> bool:
-        jobs.extend(create(fleet, model="embedded", num_inference_steps=100) for _ in range(are_open(), 12))
-        return running("model-embedded") == 3
+        jobs.extend(create(fleet, model="embedded", num_inference_steps=100) for _ in range(are_open(), 8))
+        return running("model-embedded") == 2
 
     until(have_scaled, STARTS_S, 0.2)
     assert finished(fleet, jobs[0], patience_s=STARTS_S)["status"] == "completed"
