@@ -1,7 +1,7 @@
 """The time inside functions, clocked in the very calls that it is a share of: what pairs on a shared machine cannot resolve."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -39,6 +39,29 @@ def _method(function: Callable[..., Any], seconds: list[float]) -> Callable[...,
     """A function again, which binds as a method does."""
     timed = Clocked(function, seconds)
     return wraps(function)(lambda *args, **kwargs: timed(*args, **kwargs))
+
+
+def in_calls(
+    make: Callable[[], Mapping[str, Callable[[], object]]], methods: Sequence[tuple[type, str]], rounds: int
+) -> dict[str, Ratio]:
+    """Calls to themselves without the time in some methods: every series once a round, after a round that does not count.
+
+    Args:
+        make: Makes the series; the methods are clocked already, so that what binds them binds the clocked ones.
+    """
+    with clocked(methods) as seconds:
+        series = make()
+        whole: dict[str, list[float]] = {name: [] for name in series}
+        inside: dict[str, list[float]] = {name: [] for name in series}
+        for number in range(1 + rounds):
+            for name, call in series.items():
+                seconds.clear()
+                began = time.perf_counter()
+                call()
+                if number:
+                    whole[name].append(time.perf_counter() - began)
+                    inside[name].append(sum(seconds))
+    return {name: to_rest(whole[name], inside[name]) for name in series}
 
 
 def to_rest(whole: Sequence[float], inside: Sequence[float]) -> Ratio:

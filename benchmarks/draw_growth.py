@@ -30,10 +30,9 @@ def _pushes(axes: Axes, found: dict[str, Any], of: str) -> None:
 
 def _calls(axes: Axes, found: dict[str, Any], of: str) -> None:
     series = found[of]
-    (floor,) = found["bare again"]
-    axes.axhspan(floor["low"], floor["high"], color="grey", alpha=0.25, label="bare to bare (A/A)")
-    _band(axes, [one["count"] for one in series], series, "steered to bare")
-    axes.set_ylabel("step in the window to bare step, time")
+    _band(axes, [one["count"] for one in series], series, "steered in half of the steps")
+    axes.set_ylim(bottom=1)
+    axes.set_ylabel("call to itself without steering's functions")
 
 
 def draw(found: dict[str, Any], reach: dict[str, Any] | None, fanout: dict[str, Any] | None, file: Path) -> None:

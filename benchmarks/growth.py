@@ -2,8 +2,8 @@
 
 1. The push alone against a copy of the same bytes, over the tokens of one row, and over the rows of a batch at a fixed length,
    all with one direction or each with its own.
-2. Denoising steps of the embedded model in the window, in lockstep with an equal pipeline that was never touched: over the
-   distinct directions in a batch, and over the steered blocks.
+2. Calls of the embedded model to themselves without the time in steering's own functions, clocked inside them: over the distinct
+   directions in a batch, and over the steered blocks.
 
 Swaps over the number of replicas are measured by `reach`, over light watchers by `fanout`.
 """
@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.lockstep import Call, StepEnd, in_step
+from benchmarks.clocked import in_calls
 from benchmarks.machine import describe
 from benchmarks.output import show
-from benchmarks.paired import across, interleave, ratio
-from benchmarks.steering import NORMS, WIDTH, pusher, units
+from benchmarks.paired import interleave, ratio
+from benchmarks.steering import NORMS, OWN, WIDTH, pusher, units
 from reins_serve.models.catalog import EMBEDDED
 from reins_serve.models.generation import generate, request
 from reins_serve.models.loading import load
-from reins_serve.models.spec import Pipeline
 from reins_serve.plugin import attach
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.middleware import SteeringMiddleware
@@ -69,7 +68,7 @@ def widened(direction: Direction, blocks: int) -> Direction:
 
 
 def whole(rounds: int, batch: int) -> dict[str, Ratios]:
-    """Steered steps of the embedded model to those of a pipeline never touched."""
+    """Steered calls of the embedded model to themselves without the time in steering's own functions."""
     clips = [request(EMBEDDED, "a red square moving left at sea", seed) for seed in range(batch)]
     add = Direction.load(ADDED)
     near = torch.nn.functional.normalize(add.vectors + 0.05 * units(batch, add.vectors.shape[1]), dim=1)
@@ -78,31 +77,24 @@ def whole(rounds: int, batch: int) -> dict[str, Ratios]:
     }
     deep = {f"blocks-{blocks}": widened(add, blocks) for blocks in BLOCKS}
 
-    def bare(pipeline: Pipeline, step_end: StepEnd) -> None:
-        generate(pipeline, EMBEDDED, clips, {"callback_on_step_end": step_end})
-
-    def steered(steering: SteeringMiddleware, names: list[str], step_end: StepEnd) -> None:
+    def steered(steering: SteeringMiddleware, names: list[str]) -> None:
         rows = [SteeringRow(name, steering.directions[name].serving_strength) for name in names]
-        with steering.generation(rows=rows, callback_on_step_end=step_end) as g:
+        with steering.generation(rows=rows) as g:
             generate(steering.pipeline, EMBEDDED, clips, g.arguments)
 
-    def attached(names: list[str]) -> Call:
+    def attached(names: list[str]) -> Callable[[], None]:
         directions = {"live": add} | {name: one for name, one in (several | deep).items() if name in names}
         return partial(steered, attach(load(EMBEDDED), model="embedded", directions=directions), names)
 
-    calls: dict[str, Call] = {name: partial(bare, load(EMBEDDED)) for name in ("bare", "bare again")}
-    calls |= {f"directions {count}": attached([f"d{n % count}" for n in range(batch)]) for count in DISTINCT}
-    calls |= {f"blocks {count}": attached([f"blocks-{count}"] * batch) for count in BLOCKS}
-    times = in_step(calls, rounds)
-    window = slice(0, EMBEDDED.num_inference_steps // 2 - 1)  # after the first
+    def made() -> dict[str, Callable[[], None]]:
+        return {f"directions {count}": attached([f"d{n % count}" for n in range(batch)]) for count in DISTINCT} | {
+            f"blocks {count}": attached([f"blocks-{count}"] * batch) for count in BLOCKS
+        }
 
-    def to_bare(name: str) -> dict[str, float]:
-        return across(times[name].to(times["bare"], window)).as_json()
-
+    found = in_calls(made, OWN, rounds)
     return {
-        "bare again": [to_bare("bare again")],
-        "directions": [to_bare(f"directions {count}") | {"count": count} for count in DISTINCT],
-        "blocks": [to_bare(f"blocks {count}") | {"count": count} for count in BLOCKS],
+        "directions": [found[f"directions {count}"].as_json() | {"count": count} for count in DISTINCT],
+        "blocks": [found[f"blocks {count}"].as_json() | {"count": count} for count in BLOCKS],
     }
 
 

@@ -32,7 +32,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.clocked import Clocked, clocked, to_rest
+from benchmarks.clocked import Clocked, in_calls, to_rest
 from benchmarks.lockstep import StepEnd, Stepped, in_step
 from benchmarks.machine import describe
 from benchmarks.output import show
@@ -131,19 +131,12 @@ def embedded(rounds: int, batch: int) -> tuple[dict[str, Stepped], bool, dict[st
 
 def in_embedded(rounds: int, batch: int) -> dict[str, dict[str, float]]:
     """Whole calls of the embedded model to themselves without the time in steering's own functions."""
-    with clocked(OWN) as seconds:
+
+    def made() -> dict[str, Callable[[], object]]:
         series = embedded_series(batch)
-        whole: dict[str, list[float]] = {name: [] for name in ("idle", "setpoint", "setpoint, all steps")}
-        inside: dict[str, list[float]] = {name: [] for name in whole}
-        for number in range(1 + rounds):
-            for name in whole:
-                seconds.clear()
-                began = time.perf_counter()
-                series[name]()
-                if number:
-                    whole[name].append(time.perf_counter() - began)
-                    inside[name].append(sum(seconds))
-    return {name: to_rest(whole[name], inside[name]).as_json() for name in whole}
+        return {name: series[name] for name in ("idle", "setpoint", "setpoint, all steps")}
+
+    return {name: found.as_json() for name, found in in_calls(made, OWN, rounds).items()}
 
 
 def units(count: int, width: int = WIDTH) -> torch.Tensor:

@@ -95,7 +95,7 @@ def growth(f: Figures) -> Iterable[Row]:
     for name, unit in (("directions", "distinct directions in a batch"), ("blocks", "steered blocks")):
         least, most = f["calls"][name][0], f["calls"][name][-1]
         yield (
-            f"a step in the window to a bare one, {least['count']} and {most['count']} {unit}",
+            f"a call to itself without the time in steering's functions, {least['count']} and {most['count']} {unit}",
             f"{_ratio(least)}, {_ratio(most)}",
             "",
         )
