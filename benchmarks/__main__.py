@@ -10,17 +10,16 @@ import time
 
 from benchmarks import draw_growth, table
 
-QUALITY = ("--evaluate", "48", "--seed", "32", "--ways", "set-point", "addition")
+QUALITY = ("--evaluate", "32", "--seed", "32", "--ways", "set-point", "addition")
 STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("steering", "steering", ("--batch", "1", "--rounds", "16", "--stack-rounds", "6", "--tokens", "2048")),
-    ("capture", "capture", ("--rounds", "12", "--batch", "8")),
-    ("fit", "fit_quick", ("--clips", "10000", "--repeats", "2")),
-    ("growth", "growth", ("--rounds", "6")),
-    ("trace", "trace", ("--calls", "1", "--batch", "1", "--tokens", "1024")),
-    ("swap", "swap_quick", ("--replicas", "4", "--swaps", "16", "--stretches", "3")),
-    ("load", "load", ("--replicas", "1", "--rounds", "6", "--block", "8")),
-    ("fanout", "fanout", ()),
-    ("simulate", "simulate", ("--check", "30")),
+    ("steering", "steering", ("--batch", "1", "--rounds", "8", "--stack-rounds", "6", "--tokens", "2048")),
+    ("capture", "capture", ("--rounds", "8", "--batch", "8")),
+    ("fit", "fit_quick", ("--clips", "5000", "--repeats", "2")),
+    ("growth", "growth", ("--rounds", "4")),
+    ("swap", "swap_quick", ("--replicas", "2", "--swaps", "16", "--stretches", "2")),
+    ("load", "load", ("--replicas", "1", "--rounds", "6", "--block", "6")),
+    ("fanout", "fanout", ("--moves", "10")),
+    ("simulate", "simulate", ("--check", "20")),
     ("quality", "quality_again", (*QUALITY, "--against", str(table.RESULTS / "quality.json"))),
 )
 
