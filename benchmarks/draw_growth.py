@@ -32,7 +32,7 @@ def _calls(axes: Axes, found: dict[str, Any], of: str) -> None:
     series = found[of]
     _band(axes, [one["count"] for one in series], series, "steered in half of the steps")
     axes.set_ylim(bottom=1)
-    axes.set_ylabel("call to itself without steering's functions")
+    axes.set_ylabel("call to itself less steering")
 
 
 def draw(found: dict[str, Any], reach: dict[str, Any] | None, fanout: dict[str, Any] | None, file: Path) -> None:

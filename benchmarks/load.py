@@ -35,6 +35,7 @@ from benchmarks.paired import ratio
 PROMPT = "a red square moving left"
 RETRY_S = 0.25
 PATIENCE_S = 600.0
+LEAST_CALLS = 4  # of a block: clips come in batches, and a rate is the slope through their ends
 
 
 @ray.remote(num_cpus=0)
@@ -196,6 +197,10 @@ async def measure(asked: argparse.Namespace, folder: Path, port: int) -> dict[st
     with served(config, port) as address:
         bare = [Bare.remote(asked.threads, asked.batch, asked.steps) for _ in range(asked.replicas)]
         clips, seconds = _together(ray.get([one.run.remote(asked.block) for one in bare]))
+        if asked.block < LEAST_CALLS * (call_s := asked.batch * asked.replicas * seconds / clips):
+            raise SystemExit(
+                f"A pipeline call takes {call_s:.1f} s here, and a rate needs {LEAST_CALLS} of them: ask for a longer --block."
+            )
         client = Client(address, asked.overload * clips / seconds, asked.steps)
         await client.offer(5.0)
         await client.idle()

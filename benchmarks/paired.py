@@ -38,6 +38,11 @@ class Ratio:
         """`met` where the interval lies below the limit, `not met` where it lies above, else, or of few pairs, `not resolved`."""
         return verdict(self.low, self.high, limit, self.pairs)
 
+    def beside(self, floor: "Ratio", limit: float) -> str:
+        """The same, but `not resolved` where two equal series (`floor`, A/A) lie further apart than the limit is from 1."""
+        apart = max(floor.high - 1, 1 - floor.low)
+        return self.within(limit) if apart <= limit - 1 else "not resolved"
+
     def as_json(self) -> dict[str, float]:
         """For `--json`."""
         return asdict(self)

@@ -52,8 +52,9 @@ class Pushed(NamedTuple):
 
     Attributes:
         hidden: `[R, S, D]` in the input's dtype; rows with amount 0 are the input's, bit for bit.
-        figures: `[R, 4]`, means over the tokens: the push, what it moved along d, the projection before it, whether it is not
-            zero. They stay together, because on so few numbers every operation costs the same.
+        figures: `[R, 4]`, means over the tokens: the projection before the push, the movement along d, the projection again,
+            whether the push is not zero. They stay together, because on so few numbers every operation costs the same; the
+            first column becomes the count of pushes, which a state that is not a number shall spoil.
     """
 
     hidden: Tensor
@@ -183,7 +184,7 @@ def _span(
         active = (push.amount != 0).view(-1, 1, 1)
         steered = torch.where(active, steered, hidden, out=out)
         moved_by = torch.where(active, moved_by, 0)
-    return _Span(steered, torch.cat([length, moved_by, projection, length != 0], dim=2))
+    return _Span(steered, torch.cat([projection, moved_by, projection, length != 0], dim=2))
 
 
 def _channel_scale(

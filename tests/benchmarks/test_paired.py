@@ -28,3 +28,10 @@ def test_the_ratio_is_the_median_of_pairs_and_its_interval_holds_it() -> None:
     assert (spread.within(1.3), spread.within(0.9), spread.within(1.1)) == ("met", "not met", "not resolved")
     few = ratio([1.0, 2.2, 4.8], base[:3])
     assert (few.within(1.3), few.within(0.9)) == ("not resolved", "not resolved")
+
+
+def test_an_aim_finer_than_what_two_equal_series_differ_by_is_not_resolved() -> None:
+    good = ratio([1.0] * 6, [1.0] * 6)
+    assert good.beside(ratio([1.002] * 6, [1.0] * 6), 1.003) == "met"
+    assert good.beside(ratio([1.01] * 6, [1.0] * 6), 1.003) == "not resolved"
+    assert good.beside(ratio([0.99] * 6, [1.0] * 6), 1.003) == "not resolved"
