@@ -17,7 +17,7 @@ STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("fit", "fit_quick", ("--clips", "5000", "--repeats", "2")),
     ("growth", "growth", ("--rounds", "4")),
     ("swap", "swap_quick", ("--replicas", "2", "--swaps", "16", "--stretches", "2")),
-    ("load", "load", ("--replicas", "1", "--steps", "10", "--rounds", "6", "--block", "10")),
+    ("load", "load_quick", ("--replicas", "1", "--steps", "10", "--rounds", "6", "--block", "10")),
     ("fanout", "fanout", ("--moves", "10")),
     ("simulate", "simulate", ("--check", "20")),
     ("quality", "quality_again", (*QUALITY, "--against", str(table.RESULTS / "quality.json"))),

@@ -140,7 +140,7 @@ def swap(f: Figures) -> Iterable[Row]:
 def load(f: Figures) -> Iterable[Row]:
     """The server under overload."""
     setting = f["setting"]
-    what = f"{setting['replicas']} replica(s), batches of {setting['batch']}, {setting['overload']:g} times the capacity offered"
+    what = f"{setting['replicas']} replica(s), batches of {setting['batch']}, {setting['steps']} steps, {setting['overload']:g} times the capacity offered"
     found = f["throughput"]
     yield (
         f"clips a second, served to a bare loop ({what})",
@@ -226,6 +226,7 @@ SCRIPTS: dict[str, tuple[str, Callable[[Figures], Iterable[Row]]]] = {
     "swap_quick": ("swap --replicas 2", swap),
     "reach": ("reach", reach),
     "load": ("load", load),
+    "load_quick": ("load --steps 10", load),
     "fanout": ("fanout", fanout),
     "simulate": ("simulate", simulate),
     "peers": ("peers", peers),
