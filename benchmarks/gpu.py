@@ -205,10 +205,10 @@ def operator(device: torch.device, tokens: int, width: int, rounds: int) -> dict
 
     series: dict[str, Call] = {"copy": timed(hidden.clone)}
     for way in WAYS:
-        rows = steered.rows(way)[COND]
-        push = rows.push._replace(vector=vector)
-        series[way] = timed(partial(rows.steer, hidden, push))
-        series[f"{way}, compiled"] = timed(partial(torch.compile(rows.steer, dynamic=False), hidden, push))
+        made = steered.rows(way)[COND]
+        rows = made._replace(push=made.push._replace(vector=vector))
+        series[way] = timed(partial(rows.steer, hidden))
+        series[f"{way}, compiled"] = timed(partial(torch.compile(rows.steer, dynamic=False), hidden))
     times = interleave(series, rounds, warm=3)
     return {way: round(ratio(times["copy"], times[way]).median, 3) for way in series if way != "copy"}
 

@@ -140,7 +140,10 @@ def swap(f: Figures) -> Iterable[Row]:
 def load(f: Figures) -> Iterable[Row]:
     """The server under overload."""
     setting = f["setting"]
-    what = f"{setting['replicas']} replica(s), batches of {setting['batch']}, {setting['steps']} steps, {setting['overload']:g} times the capacity offered"
+    what = (
+        f"{setting['replicas']} replica(s), batches of {setting['batch']}, {setting['steps']} steps, "
+        f"{setting['overload']:g} times the capacity offered"
+    )
     found = f["throughput"]
     yield (
         f"clips a second, served to a bare loop ({what})",
