@@ -29,6 +29,7 @@ import numpy as np
 import ray
 import torch
 
+from benchmarks import cluster
 from benchmarks.machine import describe
 from benchmarks.output import show
 from benchmarks.quality import CONFIG, Way, directions_of, fitted
@@ -258,7 +259,7 @@ def main() -> None:
     config = RecalibrateConfig.load(asked.config).model_copy(update={"seed": asked.seed, "live": None})
     world = WORLDS[config.prompts.kind]
     prompts = [prompt for prompt, _ in seeded(config, "evaluate", "unsafe", asked.starts)]
-    ray.init(address="local", num_cpus=4, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    cluster.start(4, 200)
     try:
         served = served_ways(config, world)
         searches: dict[str, Search[Any]] = {

@@ -50,7 +50,6 @@ def main() -> None:
     calls = {name: partial(bare, load(EMBEDDED)) for name in ("bare", "bare again")}
     found = in_step(calls | {"captured": partial(captured, load(EMBEDDED))}, arguments.rounds)
     base = found["bare"]
-    window = slice(0, EMBEDDED.num_inference_steps // 2 - 1)  # after the first
     captured_to_bare, floor = across(found["captured"].to(base)), across(found["bare again"].to(base))
     figures = {
         "machine": describe(),
@@ -58,7 +57,7 @@ def main() -> None:
         "batch": arguments.batch,
         "aim": AIM,
         "captured to bare": captured_to_bare.as_json() | {"aim": captured_to_bare.beside(floor, AIM)},
-        "captured to bare, steps in the window": across(found["captured"].to(base, window)).as_json(),
+        "captured to bare, steps in the window": across(found["captured"].to(base, base.first_half)).as_json(),
         "captured to bare, whole calls": ratio(found["captured"].calls(), base.calls()).as_json(),
         "bare again to bare": floor.as_json(),
         "ms a clip": round(1000 * float(np.median(base.calls())) / arguments.batch),

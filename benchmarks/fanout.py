@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import numpy as np
 import ray
 
+from benchmarks import cluster
 from benchmarks.machine import describe
 from benchmarks.output import show
 from reins_serve.rollout.client import Registry, connect
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1000, help="for how many the line is drawn on")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    cluster.start()
     try:
         with tempfile.TemporaryDirectory(prefix="reins-fanout-") as folder:
             registry = connect(f"{folder}/store")

@@ -31,6 +31,11 @@ class Stepped:
         """Of whole calls."""
         return self.parts.sum(1).tolist()
 
+    @property
+    def first_half(self) -> slice:
+        """Of the steps after the first, those in the first half of all steps."""
+        return slice(0, (self.parts.shape[1] - 1) // 2 - 1)
+
     def to(self, base: "Stepped", steps: slice = slice(None)) -> list[float]:
         """For each round the ratio of steps to another series' (midmean of the paired ratios: of the middle half of them).
 

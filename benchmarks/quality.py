@@ -32,6 +32,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import numpy as np
 import ray
 
+from benchmarks import cluster
 from benchmarks.machine import describe
 from benchmarks.output import show
 from benchmarks.worlds import WORLDS
@@ -242,7 +243,7 @@ def main() -> None:
     asked = parser.parse_args()
     began = time.perf_counter()
     config = RecalibrateConfig.load(asked.config).model_copy(update={"seed": asked.seed, "live": None})
-    ray.init(address="local", num_cpus=4, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    cluster.start(4, 200)
     setting = {"config": asked.config, "seed": asked.seed, "evaluate": asked.evaluate, "select": asked.select}
     figures: dict[str, Any] = {"machine": describe(), "setting": setting}
     table = None if asked.against is None else json.loads(asked.against.read_text())

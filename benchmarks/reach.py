@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import ray
 from ray import serve
 
-from benchmarks import swap
+from benchmarks import cluster, swap
 from benchmarks.machine import describe
 from benchmarks.output import show
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--swaps", type=int, default=24, help="for each number of replicas")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    cluster.start()
     try:
         with tempfile.TemporaryDirectory(prefix="reins-reach-") as folder:
             measured = [swap.measure(replicas, asked.swaps, 2, 2.0, 0.5, folder) for replicas in asked.replicas]

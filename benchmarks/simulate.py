@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import numpy as np
 import ray
 
+from benchmarks import cluster
 from benchmarks.load import Client, ends
 from benchmarks.machine import describe
 from benchmarks.output import show
@@ -157,9 +158,7 @@ def main() -> None:
     if asked.call is not None and asked.clip is not None and asked.load is not None:
         service = Service(asked.call, asked.clip, asked.batch, 0.02, asked.load)
     else:
-        ray.init(
-            address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False
-        )
+        cluster.start()
         calls = ray.get(Measured.remote().calls.remote([1, 2, 4, asked.batch], 5))
         ray.shutdown()
         service = service_of(calls, asked.batch, 0.0)

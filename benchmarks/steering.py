@@ -33,7 +33,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.clocked import Clocked, in_calls, to_rest
+from benchmarks.clocked import in_calls, timed, to_rest
 from benchmarks.lockstep import StepEnd, Stepped, in_step
 from benchmarks.machine import describe
 from benchmarks.output import show
@@ -91,9 +91,9 @@ def varied(direction: Direction, **changes: Any) -> Direction:
     return Direction.create(direction.meta.model_copy(update=changes), direction.vectors)
 
 
-def embedded_series(batch: int) -> dict[str, Callable[..., np.ndarray]]:
+def embedded_series(batch: int, *names: str) -> dict[str, Callable[..., np.ndarray]]:
     """Calls of the embedded model, with or without a callback for the end of a step: by pipelines never touched (`bare`,
-    `bare again`), attached and off, and steered. Each has a pipeline of its own."""
+    `bare again`), attached and off, and steered; all, or the named ones. Each has a pipeline of its own."""
     clips = [request(EMBEDDED, "a red square moving left at sea", seed) for seed in range(batch)]
     setpoint, add = (Direction.load(f"directions/embedded/{name}.safetensors") for name in ("setpoint", "add"))
     directions = {
@@ -110,16 +110,14 @@ def embedded_series(batch: int) -> dict[str, Callable[..., np.ndarray]]:
         with steering.generation(rows=[SteeringRow(of, amount)] * batch, callback_on_step_end=step_end) as g:
             return generate(steering.pipeline, EMBEDDED, clips, g.arguments)
 
-    def attached(of: str | None) -> Callable[..., np.ndarray]:
-        return partial(steered, attach(load(EMBEDDED), model="embedded", directions=directions), of)
+    ways = {"idle": None, "setpoint": "live"} | {name: name for name in directions if name != "live"}
 
-    return {
-        "bare": partial(bare, load(EMBEDDED)),
-        "bare again": partial(bare, load(EMBEDDED)),
-        "idle": attached(None),
-        "setpoint": attached("live"),
-        **{name: attached(name) for name in directions if name != "live"},
-    }
+    def made(name: str) -> Callable[..., np.ndarray]:
+        if name in ways:
+            return partial(steered, attach(load(EMBEDDED), model="embedded", directions=directions), ways[name])
+        return partial(bare, load(EMBEDDED))
+
+    return {name: made(name) for name in names or ("bare", "bare again", *ways)}
 
 
 def embedded(rounds: int, batch: int) -> tuple[dict[str, Stepped], bool, dict[str, int]]:
@@ -132,12 +130,8 @@ def embedded(rounds: int, batch: int) -> tuple[dict[str, Stepped], bool, dict[st
 
 def in_embedded(rounds: int, batch: int) -> dict[str, dict[str, float]]:
     """Whole calls of the embedded model to themselves without the time in steering's own functions."""
-
-    def made() -> dict[str, Callable[[], object]]:
-        series = embedded_series(batch)
-        return {name: series[name] for name in ("idle", "setpoint", "setpoint, all steps")}
-
-    return {name: found.as_json() for name, found in in_calls(made, OWN, rounds).items()}
+    series = partial(embedded_series, batch, "idle", "setpoint", "setpoint, all steps")
+    return {name: found.as_json() for name, found in in_calls(series, OWN, rounds).items()}
 
 
 def units(count: int, width: int = WIDTH) -> torch.Tensor:
@@ -158,8 +152,8 @@ def pusher(
     return lambda hidden: steer(hidden, push, token_norm=token, channel_norm=channel, all_rows=True).hidden
 
 
-def block(tokens: int) -> tuple[dict[str, Callable[[], None]], dict[str, Clocked]]:
-    """Calls of a denoiser of one block of full width, by what its hook does, and the hooks; they sit where ours do."""
+def block(tokens: int) -> tuple[dict[str, Callable[[], None]], dict[str, list[float]]]:
+    """Calls of a denoiser of one block of full width, by what its hook does, and the seconds in it; it sits where ours do."""
     torch.manual_seed(0)
     side = int(tokens**0.5)
     denoiser = WanTransformer3DModel(
@@ -172,9 +166,9 @@ def block(tokens: int) -> tuple[dict[str, Callable[[], None]], dict[str, Clocked
     does |= {f"add, {norm}": pusher(norm) for norm in NORMS} | {"setpoint": pusher("none", setpoint=True)}
     plain = units(1)[0]
     does["naive"] = lambda h: (h.float() + 2.0 * plain).to(h.dtype)
-    hooks = {name: Clocked(one) for name, one in does.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in does}
 
-    def call(hook: Clocked) -> None:
+    def call(hook: Callable[[torch.Tensor], torch.Tensor]) -> None:
         handle = denoiser.blocks[0].register_forward_hook(lambda module, args, output: hook(output))
         try:
             with torch.inference_mode():
@@ -182,7 +176,7 @@ def block(tokens: int) -> tuple[dict[str, Callable[[], None]], dict[str, Clocked
         finally:
             handle.remove()
 
-    return {name: partial(call, hook) for name, hook in hooks.items()}, hooks
+    return {name: partial(call, timed(hook, seconds[name])) for name, hook in does.items()}, seconds
 
 
 def peak(tokens: int, name: str, threads: int) -> int:
@@ -234,9 +228,9 @@ def bandwidth(tokens: int, rounds: int) -> dict[str, float]:
 def by_step(found: Mapping[str, Stepped]) -> dict[str, Ratio]:
     """Every series' denoising steps to those of `bare`; a series that steers in the first half of them, in those alone."""
     open_steps = {name: slice(None) for name in ("bare again", "idle", "setpoint, all steps")}
-    half = slice(0, found["bare"].parts.shape[1] // 2 - 1)
+    bare = found["bare"]
     return {
-        name: across(series.to(found["bare"], open_steps.get(name, half)))
+        name: across(series.to(bare, open_steps.get(name, bare.first_half)))
         for name, series in found.items() if name != "bare"
     }  # fmt: skip
 
@@ -256,11 +250,11 @@ def main() -> None:
     steps, same, read_back = embedded(asked.rounds, asked.batch)
     on_embedded, bare = by_step(steps), steps["bare"]
     on, idle = across(steps["setpoint"].to(bare)), on_embedded["idle"]
-    calls, hooks = block(asked.tokens)
+    calls, in_hook = block(asked.tokens)
     stack = interleave(calls, asked.stack_rounds)
     on_stack = {name: ratio(series, stack["bare"]) for name, series in stack.items() if name != "bare"}
     in_stack = {
-        name: to_rest(series, hooks[name].seconds[-len(series) :])
+        name: to_rest(series, in_hook[name][-len(series) :])
         for name, series in stack.items() if name not in ("bare", "bare again")
     }  # fmt: skip
     resolved = "met" if abs(idle.low - 1) <= IDLE and abs(idle.high - 1) <= IDLE else "not resolved"

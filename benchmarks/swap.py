@@ -28,6 +28,7 @@ import ray
 import torch
 from ray import serve
 
+from benchmarks import cluster
 from benchmarks.machine import compiled_graphs, describe
 from benchmarks.output import show
 from benchmarks.paired import ratio
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("--gap", type=float, default=1.0, help="seconds between two swaps")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     asked = parser.parse_args()
-    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    cluster.start()
     try:
         with tempfile.TemporaryDirectory(prefix="reins-swap-") as folder:
             figures = {"machine": describe()} | measure(

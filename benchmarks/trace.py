@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    whole, (stack, _) = embedded_series(asked.batch), block(asked.tokens)
+    whole, (stack, _) = embedded_series(asked.batch, "bare", "idle", "setpoint"), block(asked.tokens)
     ways = ("add, none", "add, token", "add, channel", "setpoint")
     figures = {
         "machine": describe(),
