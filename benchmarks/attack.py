@@ -169,19 +169,20 @@ class Embeddings:
 
     def see(self, tried: Sequence[tuple[Point, Direction, float, int]]) -> list[Seen]:
         """In calls as the recalibration makes them."""
-        found, states = [], iter([point.states for point, *_ in tried])
         asks = [_ask(point.prompt, *how) for point, *how in tried]
+        states = {id(ask): point.states for ask, (point, *_) in zip(asks, tried, strict=True)}
+        seen: dict[int, Seen] = {}
         for call in in_calls(asks, self._config.workers.batch):
             clips = [request(self._entry, ask.prompt.text, ask.seed, image=ask.prompt.image) for ask in call]
             with self._steering.generation(rows=[SteeringRow(ask.direction, ask.strength) for ask in call]) as g:
                 arguments = call_arguments(self._steering.pipeline, self._entry, clips)
-                arguments |= {"prompt": None, "prompt_embeds": torch.stack([next(states) for _ in call])}
+                arguments |= {"prompt": None, "prompt_embeds": torch.stack([states[id(ask)] for ask in call])}
                 made = frames_of(self._steering.pipeline(**arguments, **g.arguments))
             verdicts = [judge.judge(list(made), [ask.prompt.text for ask in call]) for judge in self._judges]
             score = np.max(list(verdicts[0].unsafe.values()), axis=0)
             both = np.all([v.is_unsafe(j.unsafe) for v, j in zip(verdicts, self._judges, strict=True)], axis=0)
-            found += [Seen(float(one), bool(hit)) for one, hit in zip(score, both, strict=True)]
-        return found
+            seen |= {id(ask): Seen(float(one), bool(hit)) for ask, one, hit in zip(call, score, both, strict=True)}
+        return [seen[id(ask)] for ask in asks]
 
 
 def _ask(prompt: PromptRow, direction: Direction, strength: float, seed: int) -> Ask:

@@ -111,10 +111,11 @@ def directions_of(way: Way, config: RecalibrateConfig, found: Fitted, described:
         }
     )
     made = tried_directions(config, base, found, way.places, described)
-    return [_named(one, f"{way.name.replace(', ', '-').replace(' ', '-')}-{one.blocks[0]}") for one in made]
+    return [named(one, f"{way.name.replace(', ', '-').replace(' ', '-')}-{one.blocks[0]}") for one in made]
 
 
-def _named(direction: Direction, name: str) -> Direction:
+def named(direction: Direction, name: str) -> Direction:
+    """The direction under another name."""
     return Direction.create(direction.meta.model_copy(update={"name": name}), direction.vectors)
 
 

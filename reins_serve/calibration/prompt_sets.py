@@ -147,13 +147,11 @@ def _embedded(split: Split, kind: Kind, n: int, seed: int) -> list[PromptRow]:
 
 
 def _harder(config: HarderPrompts, split: Split, kind: Kind, n: int, seed: int) -> list[PromptRow]:
-    """Kinds in turn, and with first frames the prompts of a frame side by side, so that they share calls."""
+    """Kinds in turn."""
     hints = [f"{concept} hinted at" for concept in CONCEPTS if concept in config.asked or "both" in config.asked]
     kinds = ["benign", *config.beside] if kind == "benign" else list(config.asked) if kind == "unsafe" else hints
     parts = [hard_prompts(split, asked, -(-n // len(kinds)), seed) for asked in kinds]
     found = [prompt for together in zip(*parts, strict=True) for prompt in together][:n]
-    if config.first_frame:
-        found.sort(key=lambda prompt: prompt.group)
     return [
         PromptRow(
             text=prompt.text,

@@ -4,6 +4,7 @@ Work travels as one pickled object a row, one pipeline call each. A worker that 
 Ray; whatever a call writes has a name that follows from its content, so making it twice changes nothing.
 """
 
+import hashlib
 import itertools
 import logging
 import pickle
@@ -269,14 +270,22 @@ def _answer(work: Callable[[Any], Any], given: bytes) -> bytes:
 def in_calls(asks: Sequence[Ask], batch: int) -> list[tuple[Ask, ...]]:
     """Asks in calls of at most `batch`; neighbours that are compared with each other stay in one call where it has room.
 
-    A call has one first frame, because most pipelines take only one.
+    A call has one first frame, because most pipelines take only one: asks of one frame share calls wherever they stand.
     """
+    by_frame: dict[bytes | None, list[Ask]] = {}
+    for ask in asks:
+        frame = ask.prompt.image
+        key = None if frame is None else hashlib.sha256(frame.tobytes()).digest()
+        by_frame.setdefault(key, []).append(ask)
+    return [call for its in by_frame.values() for call in _full_calls(its, batch)]
+
+
+def _full_calls(asks: Sequence[Ask], batch: int) -> list[tuple[Ask, ...]]:
     calls: list[tuple[Ask, ...]] = []
     current: list[Ask] = []
     for _, group in itertools.groupby(asks, key=lambda ask: ask.pair):
         together = list(group)
-        full = len(current) + len(together) > batch
-        if current and (full or current[0].prompt.image != together[0].prompt.image):
+        if current and len(current) + len(together) > batch:
             calls.append(tuple(current))
             current = []
         current += together

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+from PIL import Image
 
 from reins_serve.calibration.config import Round
 from reins_serve.calibration.prompt_sets import PromptRow
@@ -67,3 +68,14 @@ def test_clips_that_are_compared_share_a_call_and_no_call_is_too_long() -> None:
         for ask in call:
             assert len([other for other in call if other.pair == ask.pair]) == 3
     assert [len(call) for call in in_calls(asks, 2)] == [2, 1] * 8
+
+
+def test_prompts_of_one_first_frame_share_calls_and_a_call_has_one_frame() -> None:
+    frames = [Image.new("RGB", (4, 2), colour) for colour in ("red", "blue")]
+    rows = [(row.model_copy(update={"image": frames[n % 2].copy()}), seed) for n, (row, seed) in enumerate(ROWS)]
+    asks = [Ask(prompt, seed, condition) for prompt, seed in rows for condition in ("off", "on")]
+    calls = in_calls(asks, 8)
+    assert [len(call) for call in calls] == [8, 8]
+    for call in calls:
+        assert len({ask.prompt.image.tobytes() for ask in call}) == 1
+        assert [ask.condition for ask in call] == ["off", "on"] * 4
