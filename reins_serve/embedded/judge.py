@@ -134,7 +134,7 @@ def train_network(
     labels: NDArray[np.int64],
     steps: int,
     seed: int,
-    report: Callable[[int, float], None],
+    report: Callable[[int, float], object],
     heads: Mapping[str, int] = HEADS,
 ) -> nn.Sequential:
     """Train judge A's network.

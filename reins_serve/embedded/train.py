@@ -219,26 +219,31 @@ def run(out: Path, plan: Plan, recipe: Recipe = EMBEDDED) -> Path:
     write_json(times, seconds)
     trainer = recipe.trainer(data["latents"], data["mask"], data["labels"].tolist(), plan.denoiser)
     show = progress("denoiser", plan.denoiser.steps)
+    losses = out / "losses.json"
+    curve: dict[str, float] = json.loads(losses.read_text()) if losses.exists() else {}
 
     def report(step: int, loss: float, took: float) -> None:
         seconds["denoiser"] = seconds.get("denoiser", 0.0) + took
+        smooth = show(step, loss)
         if step % plan.denoiser.save_every == 0 or step == plan.denoiser.steps:
+            curve[str(step)] = round(smooth, 4)
             write_json(times, seconds)
-        show(step, loss)
+            write_json(losses, curve)
 
     trainer.run(out / "denoiser.pt", report)
     export(out / "weights", vae, trainer, judge, recipe.expand_timesteps)
+    write_json(out / "weights" / "training.json", {"plan": described, "seconds": seconds, "loss": curve})
     say(f"exported to {out / 'weights'}; seconds: { {name: round(took) for name, took in seconds.items()} }")
     return out / "weights"
 
 
-def progress(stage: str, total: int) -> Callable[[int, float], None]:
-    """A report that prints every five seconds, and at the end: stage, step, smoothed loss, time left."""
+def progress(stage: str, total: int) -> Callable[[int, float], float]:
+    """A report that prints every five seconds, and at the end: stage, step, smoothed loss, time left; it returns that loss."""
     started = last = time.perf_counter()
     first: int | None = None
     smooth: float | None = None
 
-    def show(step: int, loss: float) -> None:
+    def show(step: int, loss: float) -> float:
         nonlocal last, first, smooth
         first = step - 1 if first is None else first
         smooth = loss if smooth is None else 0.95 * smooth + 0.05 * loss
@@ -247,6 +252,7 @@ def progress(stage: str, total: int) -> Callable[[int, float], None]:
             left = (now - started) / max(1, step - first) * (total - step)
             say(f"{stage} {step}/{total}  loss {smooth:.4f}  {left:.0f} s left")
             last = now
+        return smooth
 
     return show
 

@@ -146,7 +146,7 @@ def psnr(vae: AutoencoderKLWan, video: Tensor) -> float:
 
 
 def tune_decoder(
-    vae: AutoencoderKLWan, video: Tensor, steps: int, seed: int, report: Callable[[int, float], None]
+    vae: AutoencoderKLWan, video: Tensor, steps: int, seed: int, report: Callable[[int, float], object]
 ) -> None:
     """Train the decoder alone (squared error, AdamW, one cosine), with a little noise on the latents because those of
     the denoiser are not exact either."""

@@ -75,7 +75,11 @@ def test_a_whole_run_exports_a_pipeline_and_a_second_one_reuses_every_stage(tmp_
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "WanPipeline"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.suffix in (".pt", ".safetensors")}
     first = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    training = json.loads((folder / "training.json").read_text())
+    assert [int(step) for step in training["loss"]] == list(range(TINY.save_every, TINY.steps + 1, TINY.save_every))
+    assert all(0 < loss < 10 for loss in training["loss"].values())
     run(tmp_path, plan)
+    assert json.loads((folder / "training.json").read_text())["loss"] == training["loss"]
     assert before == {path: path.stat().st_mtime_ns for path in before}
     second = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
