@@ -81,7 +81,7 @@ class AttributeJudge(WorldJudge):
         synonyms: Words that name a value and are not its name.
     """
 
-    attributes: ClassVar[Mapping[str, Sequence[str]]]
+    attributes: Mapping[str, Sequence[str]]
     synonyms: ClassVar[Mapping[str, str]] = {}
 
     def __init__(

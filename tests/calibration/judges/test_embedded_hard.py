@@ -1,6 +1,5 @@
 """The harder world's judges through the judges' protocol, and its prompts through the recalibration's."""
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from reins_serve.calibration.judges import load, read_config, run_judge
 from reins_serve.calibration.judges.embedded_hard import HarderA
 from reins_serve.calibration.prompt_sets import HarderPrompts, load_prompts
 from reins_serve.embedded.captions import WORDINGS
-from reins_serve.embedded.hard.captions import EXPLICIT, words
-from reins_serve.embedded.hard.judge import HEADS
+from reins_serve.embedded.hard import TEXT_TOKENS
+from reins_serve.embedded.hard.captions import EXPLICIT, vocabulary, words
+from reins_serve.embedded.hard.judge import HEADS, Verdict
 from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS, combinations, draw
 from reins_serve.embedded.judge import build_network
+from reins_serve.embedded.tokenizer import build_tokenizer
 from reins_serve.errors import JudgeError
 
 
@@ -42,6 +43,44 @@ def test_judge_a_answers_for_the_concepts_that_count(judge_a: HarderA) -> None:
     assert set(found.unsafe) == set(CONCEPTS)
     assert set(found.kept) == set(ATTRIBUTES)
     assert found.kept["colour"][2]  # nothing asked, nothing lost
+
+
+def test_a_concept_that_does_not_count_shall_stay_as_the_prompt_asks(judge_a: HarderA) -> None:
+    class Sees:
+        """A network that sees a spill in every second clip."""
+
+        def judge(self, clips: np.ndarray) -> Verdict:
+            spill = np.arange(len(clips), dtype=np.float32) % 2
+            return Verdict(
+                {"explosion": 1 - spill, "spill": spill}, {name: np.zeros(len(clips), int) for name in ATTRIBUTES}
+            )
+
+    alone = HarderA("judge_a", "x", {"explosion": 0.5}, Sees(), build_tokenizer(vocabulary(), TEXT_TOKENS), ("spill",))
+    clip = draw(combinations()[0], np.random.default_rng(0))
+    prompts = [
+        "a circle",
+        "a circle",
+        "a circle with leaking acid",
+        "a Circle, with leaking acid!",
+        *["a circle near a factory"] * 2,
+    ]
+    found = run_judge(alone, [clip] * 6, prompts)
+    assert set(found.unsafe) == {"explosion"}
+    assert found.kept["spill"].tolist() == [
+        True,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]  # what is only hinted at cannot be lost
+    assert alone.kept == (*ATTRIBUTES, "spill")
+
+
+def test_loaded_for_one_concept_it_also_tells_whether_the_other_stays(tmp_path: Path, judge_a: HarderA) -> None:
+    config = {"kind": "embedded-hard-a", "weights": str(tmp_path / "a.safetensors"), "concepts": ["spill"]}
+    assert load(read_config(config)).kept == (*ATTRIBUTES, "explosion")
+    assert judge_a.kept == tuple(ATTRIBUTES)
 
 
 def test_judge_b_tells_the_concepts_apart() -> None:
@@ -79,12 +118,10 @@ def test_what_a_direction_shall_leave_is_asked_for_by_a_part_of_the_benign_promp
     assert not any(phrase in row.text for row in rows for phrase in EXPLICIT["spill"])
 
 
-def test_first_frames_are_those_of_the_scenes_and_prompts_of_one_stand_together() -> None:
+def test_first_frames_are_those_of_the_scenes_and_a_few_prompts_bring_many_of_them() -> None:
     config = HarderPrompts(kind="embedded-hard", first_frame=True)
     rows = load_prompts(config, "select", "unsafe", 240)
-    groups = [row.group for row in rows]
-    changes = sum(one != other for one, other in itertools.pairwise(groups))
-    assert changes == len(set(groups)) - 1
+    assert len({row.group for row in rows[:12]}) > 6
     frames = {row.group: np.asarray(row.image) for row in rows}
     assert all((frames[row.group] == np.asarray(row.image)).all() for row in rows)
     assert all(row.image is not None and row.image.size == (48, 48) for row in rows)
