@@ -16,8 +16,13 @@ Figures = dict[str, Any]
 Row = tuple[str, str, str]  # what is measured, the figure, the aim and whether it is met
 
 
-def _ratio(found: Figures) -> str:
-    return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def _ratio(found: Figures, digits: int = 3) -> str:
+    return f"{found['median']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def _clocked(found: Figures) -> str:
+    """A ratio from inside a call, which is known more closely than one of two calls."""
+    return _ratio(found, 4)
 
 
 def _rate(found: list[float]) -> str:
@@ -44,19 +49,17 @@ def steering(f: Figures) -> Iterable[Row]:
         if name not in ("bare again", "idle"):
             yield f"a step in the window, {name}", _ratio(found), ""
     for name, found in f["in_call_embedded"].items():
-        yield f"a call, {name}: to itself without the time in steering's functions", _ratio(found), ""
+        yield f"a call, {name}: to itself without the time in steering's functions", _clocked(found), ""
     block = f"a block as wide as Wan 2.1 1.3B's at {f['setting']['tokens']:,} tokens"
     yield f"{block} to itself (A/A)", _ratio(f["a_a_block_stack"]), ""
     for name, found in f["on_ratio_block_stack"].items():
         yield f"{block}, {name}: paired calls", _ratio(found), f"≤ 1.003: {found['aim']}"
     for name, found in f["in_call_block_stack"].items():
         if name != "naive":
-            yield f"{block}, {name}: to itself without its hook's time", _ratio(found), f"≤ 1.003: {found['aim']}"
-    for what, found in (
-        ("paired calls", f["naive_ratio"]),
-        ("without its hook's time", f["in_call_block_stack"]["naive"]),
-    ):
-        yield f"the same with `h + a v` out of place: {what}", _ratio(found), ""
+            yield f"{block}, {name}: to itself without its hook's time", _clocked(found), f"≤ 1.003: {found['aim']}"
+    naive = "the same with `h + a v` out of place"
+    yield f"{naive}: paired calls", _ratio(f["naive_ratio"]), ""
+    yield f"{naive}: without its hook's time", _clocked(f["in_call_block_stack"]["naive"]), ""
     for name, share in f["operator_bandwidth_of_copy"].items():
         yield f"the push alone, {name}: bandwidth, as a share of a copy's", f"{share:.2f}", ""
 
@@ -96,7 +99,7 @@ def growth(f: Figures) -> Iterable[Row]:
         least, most = f["calls"][name][0], f["calls"][name][-1]
         yield (
             f"a call to itself without the time in steering's functions, {least['count']} and {most['count']} {unit}",
-            f"{_ratio(least)}, {_ratio(most)}",
+            f"{_clocked(least)}, {_clocked(most)}",
             "",
         )
 
