@@ -32,7 +32,8 @@ from benchmarks.machine import compiled_graphs, describe
 from benchmarks.output import write
 from benchmarks.paired import interleave, ratio
 from reins_serve.models.spec import blocks_of
-from reins_serve.steering.calls import COND, Calls
+from reins_serve.steering.branches import COND
+from reins_serve.steering.calls import Calls
 from reins_serve.steering.direction import Direction, Strength
 from reins_serve.steering.hook import Rows, SteeringHook, SteeringState, register, rows_at
 from reins_serve.steering.plan import RowPlan

@@ -14,7 +14,8 @@ from torch import Tensor
 from reins_serve.errors import ReinsError
 from reins_serve.models.spec import Pipeline, path_of
 from reins_serve.steering.blocks import VideoHook, add_hooks, remove_hooks
-from reins_serve.steering.calls import PLAIN, UNCOND, Calls, watch
+from reins_serve.steering.branches import UNCOND
+from reins_serve.steering.calls import PLAIN, Calls, watch
 from reins_serve.steering.clock import StepClock
 from reins_serve.steering.direction import Window
 

@@ -16,7 +16,6 @@ from diffusers.hooks.taylorseer_cache import _TRANSFORMER_BLOCK_IDENTIFIERS
 
 from reins_serve.errors import ReinsError
 from reins_serve.models.options import CacheOptions, CompileOptions, LoadingOptions, OffloadOptions, check_switches
-from reins_serve.models.shared_attention import prepare_sharing
 from reins_serve.models.spec import Denoiser, Pipeline, blocks_of, denoisers_of, spec_of
 
 RECOMPILE_LIMIT = 64
@@ -49,6 +48,8 @@ def accelerate(pipeline: Pipeline, options: LoadingOptions) -> None:
         _offload(pipeline, options.offload, torch.device(options.device))
     for denoiser in denoisers.values():
         if options.context_parallel is not None:
+            from reins_serve.models.shared_attention import prepare_sharing  # it imports all of diffusers' denoisers
+
             shared = diffusers.ContextParallelConfig(**options.context_parallel.model_dump())
             denoiser.enable_parallelism(config=shared, cp_plan=prepare_sharing(denoiser))
 

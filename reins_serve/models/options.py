@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_type_hints
 
-import diffusers
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -109,6 +108,8 @@ class CacheOptions(_Strict):
 
     def build(self, **callbacks: Any) -> Any:
         """A new configuration object of diffusers. `callbacks` fill those of its fields that it has."""
+        import diffusers  # seconds, which a process that loads no model does without
+
         cls = getattr(diffusers, CACHES[self.kind])
         hints = get_type_hints(cls)
         names = [f.name for f in dataclasses.fields(cls) if not f.name.startswith("_")]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from reins_serve.errors import ReinsError
 from reins_serve.models.catalog import CatalogEntry
-from reins_serve.plugin import load_directions, store_of
+from reins_serve.rollout.given import load_directions, store_of
 from reins_serve.rollout.signatures import Trust
 from reins_serve.rollout.watcher import Watcher
 from reins_serve.serving.config import ModelConfig

@@ -12,8 +12,8 @@ from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from reins_serve.errors import SteeringNotApplied
 from reins_serve.models.spec import Pipeline, denoisers_of, spec_of
 from reins_serve.steering.blocks import announce
+from reins_serve.steering.branches import BATCHED, COND, UNCOND
 
-COND, UNCOND, BATCHED = "cond", "uncond", "batched"
 # Names that diffusers' pipelines and guiders give to a call by `cache_context`, and what its rows carry.
 CONTEXTS = {
     "cond": COND,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reins_serve.errors import DirectionError
 from reins_serve.models.spec import Pipeline, denoisers_of
-from reins_serve.steering.calls import COND
+from reins_serve.steering.branches import COND
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.formula import TOLERANCE, deviation, expected
 from reins_serve.steering.hook import rows_at

@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from reins_serve.errors import GenerationCancelled, ReinsError, SteeringNotApplied
 from reins_serve.models.spec import Pipeline, denoisers_of
-from reins_serve.steering.calls import UNCOND, Calls
+from reins_serve.steering.branches import UNCOND
+from reins_serve.steering.calls import Calls
 from reins_serve.steering.clock import StepClock, StepEnd
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import SteeringHook, SteeringState, rows_at

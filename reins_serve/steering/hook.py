@@ -17,7 +17,8 @@ from torch import Tensor
 from reins_serve.errors import SteeringUnavailable
 from reins_serve.models.spec import Pipeline, path_of
 from reins_serve.steering.blocks import VideoHook, add_hooks
-from reins_serve.steering.calls import BATCHED, COND, UNCOND, Calls
+from reins_serve.steering.branches import BATCHED, COND, UNCOND
+from reins_serve.steering.calls import Calls
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.operator import Pushed, RowPush, steer
 from reins_serve.steering.plan import RowPlan

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reins_serve.errors import SteeringNotApplied
-from reins_serve.steering.calls import BATCHED, COND, UNCOND
+from reins_serve.steering.branches import BATCHED, COND, UNCOND
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringRow
 

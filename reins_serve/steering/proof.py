@@ -25,7 +25,8 @@ from reins_serve.models.catalog import CatalogEntry
 from reins_serve.models.generation import ClipRequest, call_arguments, needs_image
 from reins_serve.models.spec import Pipeline, denoisers_of
 from reins_serve.steering.blocks import VideoHook, add_hooks, remove_hooks
-from reins_serve.steering.calls import BATCHED, UNCOND, Calls
+from reins_serve.steering.branches import BATCHED, UNCOND
+from reins_serve.steering.calls import Calls
 from reins_serve.steering.direction import Direction, Window
 from reins_serve.steering.formula import TOLERANCE, deviation, expected
 from reins_serve.steering.generation import Generation

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reins_serve.steering.calls import BATCHED, COND, UNCOND
+from reins_serve.steering.branches import BATCHED, COND, UNCOND
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import rows_at
 from reins_serve.steering.plan import RowPlan
