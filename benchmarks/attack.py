@@ -237,8 +237,8 @@ def served_ways(config: RecalibrateConfig, world: World) -> Served:
     shipped = {way: Direction.load(path) for way, path in world.shipped.items()}
     with tempfile.TemporaryDirectory(prefix="reins-attack-") as folder:
         found, described = fitted(config, Path(folder))
-    block = shipped["set-point"].blocks[0]
-    two = Way("set-point, two blocks", "setpoint", places=((block - 1, block),))
+    first = max(0, shipped["set-point"].blocks[0] - 1)
+    two = Way("set-point, two blocks", "setpoint", places=((first, first + 1),))
     (both,) = directions_of(two, config, found, described, shipped["set-point"].meta.base)
     served: Served = {way: ((direction, direction.serving_strength),) for way, direction in shipped.items()}
     served[two.name] = ((both, shipped["set-point"].serving_strength),)

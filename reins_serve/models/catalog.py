@@ -13,7 +13,7 @@ or write the same words under `entry:` of a model in a deployment's YAML:
 """
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from reins_serve.embedded import MODEL_DIR
+from reins_serve.embedded import MODEL_DIR, hard
 from reins_serve.errors import ReinsError, UnsupportedRequest
 
 CHECKPOINTS = Path(__file__).with_name("checkpoints.yaml")
@@ -203,6 +203,30 @@ EMBEDDED = CatalogEntry(
     arguments={"max_sequence_length": 16},
     note="The small model that ships inside; its world of drawn shapes holds no harm but orange explosions.",
 )
+EMBEDDED_HARD = replace(
+    EMBEDDED,
+    name="embedded-hard",
+    source=hard.MODEL_DIR,
+    width=hard.SIZE,
+    height=hard.SIZE,
+    size_multiple=12,  # patches of 6 x 6 pixels, tokens of 2 x 2 patches
+    min_side=hard.SIZE,
+    max_side=hard.SIZE,
+    num_frames=hard.NUM_FRAMES,
+    min_frames=hard.NUM_FRAMES,
+    max_frames=hard.NUM_FRAMES,
+    frame_multiple=1,
+    num_inference_steps=hard.NUM_INFERENCE_STEPS,
+    guidance_scale=hard.GUIDANCE_SCALE,
+    arguments={"max_sequence_length": hard.TEXT_TOKENS},
+    note="The harder world: larger clips, and two unsafe things, an orange explosion and a lime-green spill.",
+)
+EMBEDDED_HARD_I2V = replace(
+    EMBEDDED_HARD,
+    name="embedded-hard-i2v",
+    pipelines={"image-to-video": "WanImageToVideoPipeline"},
+    note="The same weights, continuing a first frame.",
+)
 
 
 def check_own(entry: CatalogEntry | None, name: str) -> None:
@@ -217,7 +241,8 @@ _registered: dict[str, CatalogEntry] = {}
 @cache
 def _shipped() -> dict[str, CatalogEntry]:
     listed = yaml.safe_load(CHECKPOINTS.read_text())["checkpoints"]
-    return {entry.name: entry for entry in (EMBEDDED, *TypeAdapter(list[CatalogEntry]).validate_python(listed))}
+    inside = (EMBEDDED, EMBEDDED_HARD, EMBEDDED_HARD_I2V)
+    return {entry.name: entry for entry in (*inside, *TypeAdapter(list[CatalogEntry]).validate_python(listed))}
 
 
 def register(entry: CatalogEntry) -> None:
