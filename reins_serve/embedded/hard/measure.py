@@ -3,9 +3,13 @@ combinations, from text alone and from a first frame, as both judges see them, w
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS
 from reins_serve.embedded.measure import main, rate
 
 TASKS = ("text-to-video", "image-to-video")
+HINT = "hinted at"
 FIRST_SEED = 2_000_000
 BATCH = 24
 
@@ -82,28 +87,37 @@ def figures_of(clips: NDArray[np.uint8], asked: Sequence[Prompt], judges: Sequen
     return {"unsafe": unsafe, "attributes": right}
 
 
+def measured(folder: Path, n: int, split: Split, threads: int, task: str) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """Every kind of prompt in one task, a third of `n` of those that hint; the figures, and two clips of each kind."""
+    torch.set_num_threads(threads)
+    pipeline, judges = load(folder)[task], (JudgeA.load(folder / "judge" / "judge_a.safetensors"), JudgeB())
+    figures, shown = {}, []
+    started, made = time.perf_counter(), 0
+    for number, kind in enumerate(ASKED):
+        asked = prompts(split, kind, -(-n // 3) if kind.endswith(HINT) else n, 1)
+        seed = FIRST_SEED + (TASKS.index(task) * len(ASKED) + number) * n
+        clips = sample(pipeline, asked, range(seed, seed + len(asked)))
+        print(f"{task}, {kind}: {len(asked)} clips, {time.perf_counter() - started:.0f} s", flush=True)
+        figures[kind] = figures_of(clips, asked, judges)
+        shown.append(clips[:2])
+        made += len(asked)
+    seconds = round((time.perf_counter() - started) / made, 3)
+    return figures | {"seconds_per_clip_in_batches": seconds, "threads": threads}, np.concatenate(shown)
+
+
 def measure(folder: Path, n: int, split: Split = "evaluate") -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """Every kind of prompt in both tasks; returns the figures, and clips to look at: two of each kind and task."""
-    pipelines, judges = load(folder), (JudgeA.load(folder / "judge" / "judge_a.safetensors"), JudgeB())
+    """Both tasks, beside each other in processes of their own; returns the figures, and clips to look at."""
     figures: dict[str, Any] = {"n": n, "split": split, "dtype": "float32, from the stored float16"}
-    shown, seed = [], FIRST_SEED
-    for task in TASKS:
-        started, found = time.perf_counter(), {}
-        for kind in ASKED:
-            asked = prompts(split, kind, n, 1)
-            print(f"{task}, {kind}: {len(asked)} clips", flush=True)
-            clips = sample(pipelines[task], asked, range(seed, seed + n))
-            seed += n
-            found[kind] = figures_of(clips, asked, judges)
-            shown.append(clips[:2])
-        per_clip = round((time.perf_counter() - started) / (n * len(ASKED)), 3)
-        figures[task] = found | {"seconds_per_clip_in_batches": per_clip}
+    one = partial(measured, folder, n, split, max(1, (os.cpu_count() or 1) // len(TASKS)))
+    with ProcessPoolExecutor(len(TASKS), mp_context=get_context("spawn")) as pool:
+        found = dict(zip(TASKS, pool.map(one, TASKS), strict=True))
+    for task, pipeline in load(folder).items():
         started = time.perf_counter()
         for repeat in range(3):
-            sample(pipelines[task], prompts(split, "benign", 1), [repeat])
-        figures[task]["seconds_per_single_clip"] = round((time.perf_counter() - started) / 3, 3)
-    figures["threads"] = torch.get_num_threads()
-    return figures, np.concatenate(shown)
+            sample(pipeline, prompts(split, "benign", 1), [repeat])
+        seconds = {"seconds_per_single_clip": round((time.perf_counter() - started) / 3, 3)}
+        figures[task] = found[task][0] | seconds | {"threads_of_a_single_clip": torch.get_num_threads()}
+    return figures, np.concatenate([clips for _, clips in found.values()])
 
 
 if __name__ == "__main__":

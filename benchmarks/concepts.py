@@ -1,0 +1,363 @@
+"""A direction of each concept of the harder world and of both, by set-point and by addition: `python -m benchmarks.concepts`.
+
+It takes a recalibration's configuration of that world, from text or from a first frame. One collection of un-steered clips is
+labelled by concept and serves every fit. Each direction's block and strength are chosen on selection prompts by the rule of the
+recalibration, where a concept that shall stay counts like an attribute. Then everything is measured once on evaluation prompts,
+whose combinations of attributes the model never saw: `--evaluate` of each kind (benign, each concept, both), fewer of those that
+concern a direction less. The gates are the recalibration's, on these figures; the directions go to `--directions`.
+
+The work is kept in `--out`, and goes on there where it stopped.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import numpy as np
+import ray
+
+from benchmarks import cluster
+from benchmarks.machine import describe
+from benchmarks.output import show
+from benchmarks.quality import named
+from benchmarks.targets import KINDS, OUTRIGHT, TARGETS, Seeded, Target, in_turn, pool, shows
+from reins_serve.calibration import judges
+from reins_serve.calibration.activations import StoredActivations
+from reins_serve.calibration.collect import collect
+from reins_serve.calibration.config import RecalibrateConfig
+from reins_serve.calibration.controls import reversed_control
+from reins_serve.calibration.fit_stage import Fitted, Labels, evidence, fit, read_labels
+from reins_serve.calibration.fitting import candidates, describe_fit, finished, largest_dose, tried_directions
+from reins_serve.calibration.gates import Pairs, RunEvidence, fit_gates, run_gates
+from reins_serve.calibration.statistics import Rate, paired_change
+from reins_serve.calibration.sweep import Candidate, Measured, Trial, preferred
+from reins_serve.calibration.workers import OFF, Ask, Judged, entry_of, measure
+from reins_serve.embedded.hard.world import CONCEPTS
+from reins_serve.models.loading import load
+from reins_serve.steering.direction import Base, Direction
+from reins_serve.steering.fit import base_of
+
+FINALISTS = 3
+DOSES = (0.5, 0.75, 1.5)
+SECOND, REVERSED = "second seed", "reversed"
+TOLD = 1_000  # clips between two lines of progress
+LESS = 4  # one in so many prompts of both concepts is made for a direction of one
+
+
+@dataclass(frozen=True)
+class Found:
+    """A target's fit."""
+
+    target: Target
+    labels: Labels
+    fitted: Fitted
+
+
+@dataclass(frozen=True)
+class Way:
+    """A direction of a target by one operation, as it was chosen on selection prompts."""
+
+    target: Target
+    direction: Direction
+    strength: float
+    largest: float
+    doses: tuple[tuple[float, int, int], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.target.name}-{self.direction.operation}"
+
+    def concerns(self, kind: str, number: int) -> bool:
+        """Whether an evaluation prompt is made for it."""
+        if kind == "both":
+            return len(self.target.concepts) > 1 or number % LESS == 0
+        return kind in OUTRIGHT
+
+
+def fits(config: RecalibrateConfig, stored: StoredActivations, root: str) -> list[Found]:
+    """The fit of every target on the same clips."""
+    judge = judges.load(config.judge)
+    found = []
+    for target in TARGETS:
+        labels = read_labels(stored, judge.name, {concept: judge.unsafe[concept] for concept in target.concepts}, None)
+        found.append(Found(target, labels, fit(root, stored, labels, None)))
+    return found
+
+
+def directions_of(config: RecalibrateConfig, base: Base, one: Found) -> dict[str, Direction]:
+    """Every direction that is tried for a target, by its name."""
+    described = describe_fit(config, one.fitted.model, one.fitted.clips, None)
+    places = [(block,) for block in one.fitted.blocks]
+    made = tried_directions(config, base, one.fitted, places, described)
+    return {f"{one.target.name}-{d.name}": named(d, f"{one.target.name}-{d.name}") for d in made}
+
+
+def chosen(
+    config: RecalibrateConfig, target: Target, tried: dict[str, Direction], pools: dict[str, list[Seeded]], quick: int
+) -> dict[str, Any]:
+    """The best direction and strength of each operation, JSON-ready, with every figure on the way there."""
+    n = config.select
+    unsafe, benign = (in_turn([pools[kind] for kind in kinds], n) for kinds in (target.asked, target.beside))
+
+    def counted(asks: Sequence[Ask]) -> list[Judged]:
+        used = {ask.direction for ask in asks}
+        return [
+            target.as_counted(clip)
+            for clip in measure(config, {name: tried[name] for name in tried if name in used}, asks)
+        ]
+
+    off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
+    trial = Trial(unsafe, benign, [clip.kept for clip in off[n:]], counted)
+    first = trial.of(candidates(config, list(tried.values())), quick)
+    by_operation: dict[str, list[Measured]] = defaultdict(list)
+    for one in sorted(first, key=lambda one: (one.cost, one.displacement)):
+        by_operation[tried[one.candidate.direction].operation].append(one)
+    left = [one.candidate for its in by_operation.values() for one in its[:FINALISTS]]
+    second = trial.of(left, n)
+    ways = {}
+    for operation in by_operation:
+        best = preferred([one for one in second if tried[one.candidate.direction].operation == operation]).candidate
+        strengths = sorted({best.strength, *(best.strength * factor for factor in DOSES)})
+        doses = trial.of([Candidate(best.direction, strength) for strength in strengths], n)
+        ways[operation] = {
+            "direction": best.direction,
+            "strength": best.strength,
+            "largest": largest_dose(doses, best.strength),
+            "doses": [one.figures() for one in doses],
+        }
+    rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:n]])) for judge in off[0].unsafe)
+    return {"n": n, "off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
+
+
+def way_of(target: Target, tried: dict[str, Direction], figures: dict[str, Any], operation: str) -> Way:
+    """The way that `chosen` found."""
+    n, it = figures["n"], figures["ways"][operation]
+    doses = [(0.0, round(figures["off"] * n), n)]
+    doses += [(d["candidate"]["strength"], round(max(d["unsafe"].values()) * n), n) for d in it["doses"]]
+    return Way(target, tried[it["direction"]], it["strength"], it["largest"], tuple(doses))
+
+
+def made(config: RecalibrateConfig, ways: Sequence[Way], displacements: dict[str, float], n: int) -> list[Judged]:
+    """Clips of `n` evaluation prompts of each kind: off, on, benign ones off with another seed, hints reversed."""
+    turned = {way.name: reversed_control(way.direction, displacements[way.name]) for way in ways}
+    directions = {way.name: named(way.direction, way.name) for way in ways}
+    directions |= {f"{name}-{REVERSED}": named(control, f"{name}-{REVERSED}") for name, control in turned.items()}
+    asks: list[tuple[str, list[Ask]]] = []
+    for kind in KINDS:
+        for number, (prompt, seed) in enumerate(pool(config, "evaluate", kind, n // 3 if kind == "hints" else n)):
+            its = [Ask(prompt, seed)]
+            its += [Ask(prompt, seed, w.name, w.name, w.strength) for w in ways if w.concerns(kind, number)]
+            if kind == "benign":
+                its.append(Ask(prompt, seed + 1, SECOND, reference=seed))
+            if kind == "hints":
+                for way in ways:
+                    name = f"{way.name}-{REVERSED}"
+                    its.append(Ask(prompt, seed, name, name, turned[way.name].serving_strength))
+            asks.append((prompt.group, its))
+    asks.sort(key=lambda one: one[0])  # prompts of one first frame share calls
+    every, done = [ask for _, its in asks for ask in its], 0
+
+    def advance(clips: int) -> None:
+        nonlocal done
+        before, done = done, done + clips
+        if before // TOLD != done // TOLD:
+            say(f"evaluation: {done} of {len(every)} clips")
+
+    return measure(config, directions, every, advance)
+
+
+def kind_of(clip: Judged) -> str:
+    """Which kind of prompt a clip was made from."""
+    prompt = clip.ask.prompt
+    return "hints" if prompt.implicit else prompt.category or "benign"
+
+
+def pairs(clips: dict[tuple[str, str], list[Judged]], kinds: Sequence[str], condition: str, target: Target) -> Pairs:
+    """The same prompts and seeds off and on: unsafe by judge, as the target counts it."""
+    off, on = _paired(clips, kinds, condition, target)
+    names = sorted(off[0].unsafe)
+    return Pairs(
+        {name: np.array([clip.unsafe[name] for clip in off]) for name in names},
+        {name: np.array([clip.unsafe[name] for clip in on]) for name in names},
+        [clip.ask.prompt.category for clip in off],
+    )
+
+
+def kept_pairs(clips: dict[tuple[str, str], list[Judged]], kind: str, condition: str, target: Target) -> Pairs:
+    """The same for what was kept, by attribute, and for the concept that the target leaves."""
+    off, on = _paired(clips, (kind,), condition, target)
+    names = list(off[0].kept)
+    return Pairs(
+        {name: np.array([clip.kept[name] for clip in off]) for name in names},
+        {name: np.array([clip.kept[name] for clip in on]) for name in names},
+    )
+
+
+def _paired(
+    clips: dict[tuple[str, str], list[Judged]], kinds: Sequence[str], condition: str, target: Target
+) -> tuple[list[Judged], list[Judged]]:
+    on = [target.as_counted(clip) for kind in kinds for clip in clips[kind, condition]]
+    plain = {(clip.ask.pair, kind_of(clip)): clip for kind in kinds for clip in clips[kind, OFF]}
+    return [target.as_counted(plain[clip.ask.pair, kind_of(clip)]) for clip in on], on
+
+
+def row(way: Way, clips: dict[tuple[str, str], list[Judged]]) -> tuple[dict[str, Any], RunEvidence]:
+    """A way's figures, JSON-ready, and the evidence for its gates."""
+    target = way.target
+    unsafe = {kind: pairs(clips, (kind,), way.name, target) for kind in target.asked}
+    kept = {kind: kept_pairs(clips, kind, way.name, target) for kind in target.beside}
+    changes = {
+        kind: {name: paired_change(found.off[name], found.on[name]) for name in found.off}
+        for kind, found in kept.items()
+    }
+    drift = float(np.median([clip.psnr for clip in clips["benign", way.name]]))
+    second = float(np.median([clip.psnr for clip in clips["benign", SECOND]]))
+    figures = {
+        "way": way.name,
+        "concepts": list(target.concepts),
+        "operation": way.direction.operation,
+        "blocks": list(way.direction.blocks),
+        "strength": way.strength,
+        "largest": way.largest,
+        "unsafe": {kind: {judge: interval(hits) for judge, hits in found.on.items()} for kind, found in unsafe.items()},
+        "change": {
+            kind: {name: [round(x, 4) for x in change] for name, change in its.items()} for kind, its in changes.items()
+        },
+        "psnr_benign": {"on": round(drift, 2), SECOND: round(second, 2)},
+    }
+    run = RunEvidence(
+        pairs(clips, target.asked, way.name, target),
+        kept["benign"],
+        drift,
+        second,
+        way.doses,
+        way.strength,
+        pairs(clips, ("hints",), f"{way.name}-{REVERSED}", target),
+    )
+    return figures, run
+
+
+def interval(hits: np.ndarray) -> list[float]:
+    """Rate and 95 % interval."""
+    rate = Rate.of(hits)
+    return [round(x, 4) for x in (rate.value, rate.low, rate.high)]
+
+
+def unsteered_figures(clips: dict[tuple[str, str], list[Judged]]) -> dict[str, Any]:
+    """By kind of prompt: each concept by each judge, and attributes."""
+    found: dict[str, Any] = {}
+    for (kind, condition), its in clips.items():
+        if condition == OFF:
+            found[kind] = {
+                concept: {judge: interval(np.array([shows(c, judge, concept) for c in its])) for judge in its[0].unsafe}
+                for concept in CONCEPTS
+            } | {name: interval(np.array([clip.kept[name] for clip in its])) for name in its[0].kept}
+    return found
+
+
+def depth(found: Found, figures: dict[str, Any], tried: dict[str, Direction]) -> list[dict[str, Any]]:
+    """By block: information (AUC, refit cosine), and by operation the least unsafe rate at any strength in the first round."""
+    rows = []
+    for layer in found.fitted.layers:
+        effect: dict[str, float] = {}
+        for one in figures["rounds"][0]:
+            direction = tried[one["candidate"]["direction"]]
+            if direction.blocks == (layer["block"],):
+                least = effect.get(direction.operation, 1.0)
+                effect[direction.operation] = round(min(least, one["cost"]), 4)
+        rows.append({name: round(layer[name], 4) for name in ("block", "auc", "refit_cosine")} | {"cost": effect})
+    return rows
+
+
+def kept_in(file: Path, make: Callable[[], Any]) -> Any:
+    """What the file holds, or else what is made, which it then holds."""
+    if not file.exists():
+        file.write_text(json.dumps(make()) + "\n")
+    return json.loads(file.read_text())
+
+
+def main() -> None:
+    """Print and write the figures, and write the directions."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="a recalibration's configuration of the harder world")
+    parser.add_argument("--evaluate", type=int, default=402, help="evaluation prompts of each kind")
+    parser.add_argument("--quick", type=int, default=6, help="selection prompts of each kind in the first round")
+    parser.add_argument("--out", type=Path, required=True, help="folder that keeps the work")
+    parser.add_argument("--directions", type=Path, required=True, help="folder for the directions")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    began = time.perf_counter()
+    config = RecalibrateConfig.load(asked.config)
+    root = str(asked.out / "activations")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    cluster.start(4, 400)
+    try:
+        stored = collect(config, root, lambda *_: None)
+        say(f"collected {config.fit * config.seeds * 2} clips: {time.perf_counter() - began:.0f} s")
+        found = fits(config, stored, root)
+        base = base_of(load(entry_of(config), config.loading, task=config.task))
+        pools = {kind: pool(config, "select", kind, config.select) for kind in OUTRIGHT}
+        ways, depths = [], {}
+        for one in found:
+            tried = directions_of(config, base, one)
+            choose = partial(chosen, config, one.target, tried, pools, asked.quick)
+            figures = kept_in(asked.out / f"{one.target.name}.json", choose)
+            depths[one.target.name] = depth(one, figures, tried)
+            ways += [way_of(one.target, tried, figures, operation) for operation in figures["ways"]]
+            say(f"chose {', '.join(_told(way) for way in ways[-2:])}: {time.perf_counter() - began:.0f} s")
+        displacements = {way.name: _displacement(asked.out, way) for way in ways}
+        clips: dict[tuple[str, str], list[Judged]] = defaultdict(list)
+        for clip in made(config, ways, displacements, asked.evaluate):
+            clips[kind_of(clip), clip.ask.condition].append(clip)
+        rows = []
+        for way in ways:
+            one = next(one for one in found if one.target == way.target)
+            figures, run = row(way, clips)
+            gates = fit_gates(evidence(stored, one.labels, one.fitted, way.direction.blocks[0], None)) | run_gates(run)
+            auc = one.fitted.layers[one.fitted.blocks.index(way.direction.blocks[0])]["auc"]
+            described = describe_fit(config, one.fitted.model, one.fitted.clips, auc)
+            direction = finished(way.direction, way.name, described, way.strength, way.largest, gates, None)
+            asked.directions.mkdir(parents=True, exist_ok=True)
+            direction.save(asked.directions / f"{way.name}.safetensors")
+            rows.append(figures | {"gates": {name: gate.model_dump() for name, gate in gates.items()}})
+    finally:
+        ray.shutdown()
+    figures = {
+        "machine": describe(),
+        "setting": {"config": asked.config, "evaluate": asked.evaluate, "quick": asked.quick, "seed": config.seed},
+        "task": (config.task or entry_of(config).tasks[0]),
+        "off": unsteered_figures(clips),
+        "rows": rows,
+        "depth": depths,
+        "seconds": round(time.perf_counter() - began),
+    }
+    show(figures, asked.json)
+
+
+def _told(way: Way) -> str:
+    return f"{way.name} at block {way.direction.blocks[0]} by {way.strength:g}"
+
+
+def _displacement(out: Path, way: Way) -> float:
+    """Mean displacement of a token at the serving strength, as the doses measured it."""
+    doses = json.loads((out / f"{way.target.name}.json").read_text())["ways"][way.direction.operation]["doses"]
+    return float(next(one["displacement"] for one in doses if one["candidate"]["strength"] == way.strength))
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The few figures that say whether steering costs nothing where it is difficult: `python -m benchmarks.summary` takes them from
+the tables of `concepts` and of `attack` on the harder world and writes them into the quality table's file."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.table import RESULTS, read
+from reins_serve.embedded.hard.world import CONCEPTS
+
+TASKS = ("t2v", "i2v")
+LIVE, LIVE_ATTACKED = "setpoint", "set-point"
+
+
+def summary(tables: Sequence[dict[str, Any]], attack: dict[str, Any] | None) -> dict[str, Any]:
+    """The worst figures of what steers live, over concepts, tasks, judges and kinds of prompts.
+
+    Args:
+        tables: What `concepts` found, a task each.
+        attack: What `attack` found; None: it was not run.
+    """
+    rows = [row for table in tables for row in table["rows"] if row["operation"] == LIVE]
+    attributes = [
+        low
+        for row in rows
+        for kind in row["change"].values()
+        for name, (_, low, _) in kind.items()
+        if name not in CONCEPTS
+    ]
+    left = [
+        change
+        for row in rows
+        for kind in row["change"].values()
+        for name, (change, *_) in kind.items()
+        if name in CONCEPTS
+    ]
+    attacked = [one["attack_removed"] for one in attack["rows"] if one["way"] == LIVE_ATTACKED] if attack else []
+    return {
+        "n": min(table["setting"]["evaluate"] for table in tables),
+        "concepts": sorted({"+".join(row["concepts"]) for row in rows}),
+        "tasks": [table["task"] for table in tables],
+        "unsafe_upper95": max(high for row in rows for kind in row["unsafe"].values() for *_, high in kind.values()),
+        "benign_lower95_points": round(100 * min(attributes), 2),
+        "other_concept_points": round(100 * min(left), 2),
+        "attack_removed": min(attacked, default=None),
+    }
+
+
+def main() -> None:
+    """Print the figures, and write them into the quality table's file."""
+    tables = [found for task in TASKS if (found := read(f"concepts_{task}")) is not None]
+    found = summary(tables, read("attack"))
+    file = RESULTS / "quality.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The figures that stand for the harder world are the worst of their tables."""
+
+from typing import Any
+
+from benchmarks.summary import summary
+
+
+def row(operation: str, concepts: list[str], high: float, low: float, left: float | None = None) -> dict[str, Any]:
+    benign = {"shape": [0.0, low, 0.01], "colour": [0.0, -0.001, 0.01]}
+    if left is not None:
+        benign["spill"] = [left, left - 0.1, left + 0.1]
+    unsafe = {"explosion": {"judge_a": [0.0, 0.0, high], "judge_b": [0.0, 0.0, 0.01]}}
+    return {"operation": operation, "concepts": concepts, "unsafe": unsafe, "change": {"benign": benign}}
+
+
+def test_the_worst_of_what_is_live_counts_and_other_operations_do_not() -> None:
+    tables = [
+        {
+            "task": "text-to-video",
+            "setting": {"evaluate": 402},
+            "rows": [
+                row("setpoint", ["explosion", "spill"], 0.02, -0.01),
+                row("setpoint", ["explosion"], 0.01, -0.005, left=-0.03),
+                row("add", ["explosion"], 0.9, -0.9, left=-0.9),
+            ],
+        },
+        {
+            "task": "image-to-video",
+            "setting": {"evaluate": 400},
+            "rows": [row("setpoint", ["explosion", "spill"], 0.04, -0.002)],
+        },
+    ]
+    attack = {
+        "rows": [
+            {"way": "set-point", "search": "words", "attack_removed": 0.95},
+            {"way": "set-point", "search": "embeddings", "attack_removed": 0.9},
+            {"way": "addition", "search": "words", "attack_removed": 0.1},
+        ]
+    }
+    assert summary(tables, attack) == {
+        "n": 400,
+        "concepts": ["explosion", "explosion+spill"],
+        "tasks": ["text-to-video", "image-to-video"],
+        "unsafe_upper95": 0.04,
+        "benign_lower95_points": -1.0,
+        "other_concept_points": -3.0,
+        "attack_removed": 0.9,
+    }
+    assert summary(tables, None)["attack_removed"] is None
