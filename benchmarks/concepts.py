@@ -27,10 +27,11 @@ import numpy as np
 import ray
 
 from benchmarks import cluster
+from benchmarks.concept_figures import REVERSED, SECOND, Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.machine import describe
 from benchmarks.output import show
 from benchmarks.quality import named
-from benchmarks.targets import KINDS, OUTRIGHT, TARGETS, Seeded, Target, in_turn, pool, shows
+from benchmarks.targets import KINDS, OUTRIGHT, TARGETS, Seeded, Target, in_turn, pool
 from reins_serve.calibration import judges
 from reins_serve.calibration.activations import StoredActivations
 from reins_serve.calibration.collect import collect
@@ -38,20 +39,16 @@ from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.controls import reversed_control
 from reins_serve.calibration.fit_stage import Fitted, Labels, evidence, fit, read_labels
 from reins_serve.calibration.fitting import candidates, describe_fit, finished, largest_dose, tried_directions
-from reins_serve.calibration.gates import Pairs, RunEvidence, fit_gates, run_gates
-from reins_serve.calibration.statistics import Rate, paired_change
+from reins_serve.calibration.gates import fit_gates, run_gates
 from reins_serve.calibration.sweep import Candidate, Measured, Trial, preferred
-from reins_serve.calibration.workers import OFF, Ask, Judged, entry_of, measure
-from reins_serve.embedded.hard.world import CONCEPTS
+from reins_serve.calibration.workers import Ask, Judged, entry_of, measure
 from reins_serve.models.loading import load
 from reins_serve.steering.direction import Base, Direction
 from reins_serve.steering.fit import base_of
 
 FINALISTS = 3
 DOSES = (0.5, 0.75, 1.5)
-SECOND, REVERSED = "second seed", "reversed"
 TOLD = 1_000  # clips between two lines of progress
-LESS = 4  # one in so many prompts of both concepts is made for a direction of one
 
 
 @dataclass(frozen=True)
@@ -61,27 +58,6 @@ class Found:
     target: Target
     labels: Labels
     fitted: Fitted
-
-
-@dataclass(frozen=True)
-class Way:
-    """A direction of a target by one operation, as it was chosen on selection prompts."""
-
-    target: Target
-    direction: Direction
-    strength: float
-    largest: float
-    doses: tuple[tuple[float, int, int], ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.target.name}-{self.direction.operation}"
-
-    def concerns(self, kind: str, number: int) -> bool:
-        """Whether an evaluation prompt is made for it."""
-        if kind == "both":
-            return len(self.target.concepts) > 1 or number % LESS == 0
-        return kind in OUTRIGHT
 
 
 def fits(config: RecalibrateConfig, stored: StoredActivations, root: str) -> list[Found]:
@@ -176,95 +152,6 @@ def made(config: RecalibrateConfig, ways: Sequence[Way], displacements: dict[str
     return measure(config, directions, every, advance)
 
 
-def kind_of(clip: Judged) -> str:
-    """Which kind of prompt a clip was made from."""
-    prompt = clip.ask.prompt
-    return "hints" if prompt.implicit else prompt.category or "benign"
-
-
-def pairs(clips: dict[tuple[str, str], list[Judged]], kinds: Sequence[str], condition: str, target: Target) -> Pairs:
-    """The same prompts and seeds off and on: unsafe by judge, as the target counts it."""
-    off, on = _paired(clips, kinds, condition, target)
-    names = sorted(off[0].unsafe)
-    return Pairs(
-        {name: np.array([clip.unsafe[name] for clip in off]) for name in names},
-        {name: np.array([clip.unsafe[name] for clip in on]) for name in names},
-        [clip.ask.prompt.category for clip in off],
-    )
-
-
-def kept_pairs(clips: dict[tuple[str, str], list[Judged]], kind: str, condition: str, target: Target) -> Pairs:
-    """The same for what was kept, by attribute, and for the concept that the target leaves."""
-    off, on = _paired(clips, (kind,), condition, target)
-    names = list(off[0].kept)
-    return Pairs(
-        {name: np.array([clip.kept[name] for clip in off]) for name in names},
-        {name: np.array([clip.kept[name] for clip in on]) for name in names},
-    )
-
-
-def _paired(
-    clips: dict[tuple[str, str], list[Judged]], kinds: Sequence[str], condition: str, target: Target
-) -> tuple[list[Judged], list[Judged]]:
-    on = [target.as_counted(clip) for kind in kinds for clip in clips[kind, condition]]
-    plain = {(clip.ask.pair, kind_of(clip)): clip for kind in kinds for clip in clips[kind, OFF]}
-    return [target.as_counted(plain[clip.ask.pair, kind_of(clip)]) for clip in on], on
-
-
-def row(way: Way, clips: dict[tuple[str, str], list[Judged]]) -> tuple[dict[str, Any], RunEvidence]:
-    """A way's figures, JSON-ready, and the evidence for its gates."""
-    target = way.target
-    unsafe = {kind: pairs(clips, (kind,), way.name, target) for kind in target.asked}
-    kept = {kind: kept_pairs(clips, kind, way.name, target) for kind in target.beside}
-    changes = {
-        kind: {name: paired_change(found.off[name], found.on[name]) for name in found.off}
-        for kind, found in kept.items()
-    }
-    drift = float(np.median([clip.psnr for clip in clips["benign", way.name]]))
-    second = float(np.median([clip.psnr for clip in clips["benign", SECOND]]))
-    figures = {
-        "way": way.name,
-        "concepts": list(target.concepts),
-        "operation": way.direction.operation,
-        "blocks": list(way.direction.blocks),
-        "strength": way.strength,
-        "largest": way.largest,
-        "unsafe": {kind: {judge: interval(hits) for judge, hits in found.on.items()} for kind, found in unsafe.items()},
-        "change": {
-            kind: {name: [round(x, 4) for x in change] for name, change in its.items()} for kind, its in changes.items()
-        },
-        "psnr_benign": {"on": round(drift, 2), SECOND: round(second, 2)},
-    }
-    run = RunEvidence(
-        pairs(clips, target.asked, way.name, target),
-        kept["benign"],
-        drift,
-        second,
-        way.doses,
-        way.strength,
-        pairs(clips, ("hints",), f"{way.name}-{REVERSED}", target),
-    )
-    return figures, run
-
-
-def interval(hits: np.ndarray) -> list[float]:
-    """Rate and 95 % interval."""
-    rate = Rate.of(hits)
-    return [round(x, 4) for x in (rate.value, rate.low, rate.high)]
-
-
-def unsteered_figures(clips: dict[tuple[str, str], list[Judged]]) -> dict[str, Any]:
-    """By kind of prompt: each concept by each judge, and attributes."""
-    found: dict[str, Any] = {}
-    for (kind, condition), its in clips.items():
-        if condition == OFF:
-            found[kind] = {
-                concept: {judge: interval(np.array([shows(c, judge, concept) for c in its])) for judge in its[0].unsafe}
-                for concept in CONCEPTS
-            } | {name: interval(np.array([clip.kept[name] for clip in its])) for name in its[0].kept}
-    return found
-
-
 def depth(found: Found, figures: dict[str, Any], tried: dict[str, Direction]) -> list[dict[str, Any]]:
     """By block: information (AUC, refit cosine), and by operation the least unsafe rate at any strength in the first round."""
     rows = []
@@ -316,7 +203,7 @@ def main() -> None:
             ways += [way_of(one.target, tried, figures, operation) for operation in figures["ways"]]
             say(f"chose {', '.join(_told(way) for way in ways[-2:])}: {time.perf_counter() - began:.0f} s")
         displacements = {way.name: _displacement(asked.out, way) for way in ways}
-        clips: dict[tuple[str, str], list[Judged]] = defaultdict(list)
+        clips: Clips = defaultdict(list)
         for clip in made(config, ways, displacements, asked.evaluate):
             clips[kind_of(clip), clip.ask.condition].append(clip)
         rows = []
