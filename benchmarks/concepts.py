@@ -1,10 +1,11 @@
 """A direction of each concept of the harder world and of both, by set-point and by addition: `python -m benchmarks.concepts`.
 
 It takes a recalibration's configuration of that world, from text or from a first frame. One collection of un-steered clips is
-labelled by concept and serves every fit. Each direction's block and strength are chosen on selection prompts by the rule of the
-recalibration, where a concept that shall stay counts like an attribute. Then everything is measured once on evaluation prompts,
-whose combinations of attributes the model never saw: `--evaluate` of each kind (benign, each concept, both), fewer of those that
-concern a direction less. The gates are the recalibration's, on these figures; the directions go to `--directions`.
+labelled by concept and serves every fit; away from both concepts, two set-points one block after the other are tried beside the
+joint direction. Each direction's block and strength are chosen on selection prompts by the rule of the recalibration, where a
+concept that shall stay counts like an attribute. Then everything is measured once on evaluation prompts, whose combinations of
+attributes the model never saw: `--evaluate` of each kind (benign, each concept, both), fewer of those that concern a direction
+less. The gates are the recalibration's, on these figures; the directions go to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped.
 """
@@ -14,7 +15,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import numpy as np
 import ray
+import torch
 
 from benchmarks import cluster
 from benchmarks.concept_figures import REVERSED, SECOND, Clips, Way, kind_of, row, unsteered_figures
@@ -39,11 +41,12 @@ from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.controls import reversed_control
 from reins_serve.calibration.fit_stage import Fitted, Labels, evidence, fit, read_labels
 from reins_serve.calibration.fitting import candidates, describe_fit, finished, largest_dose, tried_directions
-from reins_serve.calibration.gates import fit_gates, run_gates
+from reins_serve.calibration.gates import REFIT_COSINE, fit_gates, run_gates
 from reins_serve.calibration.sweep import Candidate, Measured, Trial, preferred
 from reins_serve.calibration.workers import Ask, Judged, entry_of, measure
+from reins_serve.embedded.hard.world import CONCEPTS
 from reins_serve.models.loading import load
-from reins_serve.steering.direction import Base, Direction
+from reins_serve.steering.direction import Base, Direction, Gate
 from reins_serve.steering.fit import base_of
 
 FINALISTS = 3
@@ -59,14 +62,18 @@ class Found:
     labels: Labels
     fitted: Fitted
 
+    def layer(self, block: int) -> dict[str, Any]:
+        """What the fit says of a block."""
+        return self.fitted.layers[self.fitted.blocks.index(block)]
 
-def fits(config: RecalibrateConfig, stored: StoredActivations, root: str) -> list[Found]:
+
+def fits(config: RecalibrateConfig, stored: StoredActivations, root: str) -> dict[str, Found]:
     """The fit of every target on the same clips."""
     judge = judges.load(config.judge)
-    found = []
+    found = {}
     for target in TARGETS:
         labels = read_labels(stored, judge.name, {concept: judge.unsafe[concept] for concept in target.concepts}, None)
-        found.append(Found(target, labels, fit(root, stored, labels, None)))
+        found[target.name] = Found(target, labels, fit(root, stored, labels, None))
     return found
 
 
@@ -78,10 +85,48 @@ def directions_of(config: RecalibrateConfig, base: Base, one: Found) -> dict[str
     return {f"{one.target.name}-{d.name}": named(d, f"{one.target.name}-{d.name}") for d in made}
 
 
+def stacked(first: dict[str, Direction], second: dict[str, Direction]) -> dict[str, Direction]:
+    """Set-points of two concepts one block after the other, each along its own direction: another way to steer away from both."""
+    made: dict[str, Direction] = {}
+    for one in first.values():
+        for other in second.values():
+            if one.operation == other.operation == "setpoint" and other.blocks[0] == one.blocks[0] + 1:
+                name = f"stacked-{one.blocks[0]}"
+                update = {
+                    "name": name,
+                    "blocks": (*one.blocks, *other.blocks),
+                    "statistics": (*one.meta.statistics, *other.meta.statistics),
+                }
+                vectors = torch.cat([one.vectors, other.vectors])
+                made[name] = Direction.create(one.meta.model_copy(update=update), vectors)
+    return made
+
+
+def fits_of(found: Mapping[str, Found], target: Target, direction: Direction) -> list[tuple[Found, int]]:
+    """Which fit each block's vector comes from: the target's own, or of two blocks one concept's each."""
+    if len(direction.blocks) == 1:
+        return [(found[target.name], direction.blocks[0])]
+    return [(found[concept], block) for concept, block in zip(target.concepts, direction.blocks, strict=True)]
+
+
+def worst_gates(every: Sequence[Mapping[str, Gate]]) -> dict[str, Gate]:
+    """Of each gate the one that failed, if one did."""
+    return {name: min((gates[name] for gates in every), key=lambda gate: gate.passed) for name in every[0]}
+
+
 def chosen(
-    config: RecalibrateConfig, target: Target, tried: dict[str, Direction], pools: dict[str, list[Seeded]], quick: int
+    config: RecalibrateConfig,
+    target: Target,
+    tried: dict[str, Direction],
+    steady: set[str],
+    pools: dict[str, list[Seeded]],
+    quick: int,
 ) -> dict[str, Any]:
-    """The best direction and strength of each operation, JSON-ready, with every figure on the way there."""
+    """The best direction and strength of each operation, JSON-ready, with every figure on the way there.
+
+    All of them go through the first round, for what it says of the depth. `steady` ones go on, as in the recalibration: the gates
+    would refuse a direction that another sample of prompts would turn.
+    """
     n = config.select
     unsafe, benign = (in_turn([pools[kind] for kind in kinds], n) for kinds in (target.asked, target.beside))
 
@@ -98,7 +143,10 @@ def chosen(
     by_operation: dict[str, list[Measured]] = defaultdict(list)
     for one in sorted(first, key=lambda one: (one.cost, one.displacement)):
         by_operation[tried[one.candidate.direction].operation].append(one)
-    left = [one.candidate for its in by_operation.values() for one in its[:FINALISTS]]
+    left = []
+    for its in by_operation.values():
+        kept = [one for one in its if one.candidate.direction in steady] or its
+        left += [one.candidate for one in kept[:FINALISTS]]
     second = trial.of(left, n)
     ways = {}
     for operation in by_operation:
@@ -194,13 +242,21 @@ def main() -> None:
         found = fits(config, stored, root)
         base = base_of(load(entry_of(config), config.loading, task=config.task))
         pools = {kind: pool(config, "select", kind, config.select) for kind in OUTRIGHT}
+        tried = {one.target.name: directions_of(config, base, one) for one in found.values()}
+        tried["joint"] |= stacked(*(tried[concept] for concept in CONCEPTS))
         ways, depths = [], {}
-        for one in found:
-            tried = directions_of(config, base, one)
-            choose = partial(chosen, config, one.target, tried, pools, asked.quick)
-            figures = kept_in(asked.out / f"{one.target.name}.json", choose)
-            depths[one.target.name] = depth(one, figures, tried)
-            ways += [way_of(one.target, tried, figures, operation) for operation in figures["ways"]]
+        for name, one in found.items():
+            steady = {
+                direction.name
+                for direction in tried[name].values()
+                if all(
+                    f.layer(block)["refit_cosine"] >= REFIT_COSINE for f, block in fits_of(found, one.target, direction)
+                )
+            }
+            choose = partial(chosen, config, one.target, tried[name], steady, pools, asked.quick)
+            figures = kept_in(asked.out / f"{name}.json", choose)
+            depths[name] = depth(one, figures, tried[name])
+            ways += [way_of(one.target, tried[name], figures, operation) for operation in figures["ways"]]
             say(f"chose {', '.join(_told(way) for way in ways[-2:])}: {time.perf_counter() - began:.0f} s")
         displacements = {way.name: _displacement(asked.out, way) for way in ways}
         clips: Clips = defaultdict(list)
@@ -208,11 +264,12 @@ def main() -> None:
             clips[kind_of(clip), clip.ask.condition].append(clip)
         rows = []
         for way in ways:
-            one = next(one for one in found if one.target == way.target)
             figures, run = row(way, clips)
-            gates = fit_gates(evidence(stored, one.labels, one.fitted, way.direction.blocks[0], None)) | run_gates(run)
-            auc = one.fitted.layers[one.fitted.blocks.index(way.direction.blocks[0])]["auc"]
-            described = describe_fit(config, one.fitted.model, one.fitted.clips, auc)
+            basis = fits_of(found, way.target, way.direction)
+            early = [fit_gates(evidence(stored, one.labels, one.fitted, block, None)) for one, block in basis]
+            gates = worst_gates(early) | run_gates(run)
+            fitted = basis[0][0].fitted
+            described = describe_fit(config, fitted.model, fitted.clips, min(f.layer(b)["auc"] for f, b in basis))
             direction = finished(way.direction, way.name, described, way.strength, way.largest, gates, None)
             asked.directions.mkdir(parents=True, exist_ok=True)
             direction.save(asked.directions / f"{way.name}.safetensors")
@@ -232,7 +289,7 @@ def main() -> None:
 
 
 def _told(way: Way) -> str:
-    return f"{way.name} at block {way.direction.blocks[0]} by {way.strength:g}"
+    return f"{way.name} at {', '.join(map(str, way.direction.blocks))} by {way.strength:g}"
 
 
 def _displacement(out: Path, way: Way) -> float:
