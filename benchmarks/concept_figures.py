@@ -34,6 +34,11 @@ class Way:
     def name(self) -> str:
         return f"{self.target.name}-{self.direction.operation}"
 
+    @property
+    def file(self) -> str:
+        """The joint directions are the model's own, and named after their operation alone."""
+        return self.name.removeprefix("joint-")
+
     def concerns(self, kind: str, number: int) -> bool:
         """Whether an evaluation prompt is made for it."""
         if kind == "both":

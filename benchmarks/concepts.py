@@ -272,7 +272,7 @@ def main() -> None:
             described = describe_fit(config, fitted.model, fitted.clips, min(f.layer(b)["auc"] for f, b in basis))
             direction = finished(way.direction, way.name, described, way.strength, way.largest, gates, None)
             asked.directions.mkdir(parents=True, exist_ok=True)
-            direction.save(asked.directions / f"{way.name}.safetensors")
+            direction.save(asked.directions / f"{way.file}.safetensors")
             rows.append(figures | {"gates": {name: gate.model_dump() for name, gate in gates.items()}})
     finally:
         ray.shutdown()

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from reins_serve import cli_directions, cli_models, cli_remote
+from reins_serve import cli_directions, cli_images, cli_models, cli_remote
 from reins_serve.errors import ReinsError
 from reins_serve.serving.config import find_file
 
@@ -47,6 +47,9 @@ def generate(
     policy: Annotated[str | None, typer.Option(help="A steering policy that the server offers.")] = None,
     strength: Annotated[float | None, typer.Option(help="Within the direction's range; default: its own.")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal clips.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="First frame, for models that continue one: PNG, JPEG or WebP.")
+    ] = None,
 ) -> None:
     """Generate one steered clip, in this process without Ray or on a server, and print the record that proves its steering."""
     if not out.parent.is_dir():
@@ -55,20 +58,28 @@ def generate(
     if server is None:
         if policy is not None:
             raise ReinsError("Policies are a server's: name one with --server, or leave --policy out.")
-        name, record = _generate_here(prompt, out, model or "embedded", direction, strength, seed)
+        name, record = _generate_here(prompt, out, model or "embedded", direction, strength, seed, image)
     else:
         if direction is not None:
             raise ReinsError("A server steers with directions of its own: leave --direction out.")
         steering = {"policy": policy, "strength": strength}
         video = cli_remote.generate_there(
-            server, {"prompt": prompt, "model": model, "seed": seed, "steering": steering}, out
+            server,
+            {"prompt": prompt, "model": model, "seed": seed, "steering": steering, **cli_images.field_of(image)},
+            out,
         )
         name, record = video.model, video.steering.model_dump()
     print(json.dumps({"file": str(out), "model": name, "seed": seed, "steering": record}, indent=2))
 
 
 def _generate_here(
-    prompt: str, out: Path, model: str, direction: Path | None, strength: float | None, seed: int
+    prompt: str,
+    out: Path,
+    model: str,
+    direction: Path | None,
+    strength: float | None,
+    seed: int,
+    image: Path | None,
 ) -> tuple[str, dict[str, Any]]:
     """Make the clip in this process; the model's name and the record of its steering."""
     from reins_serve.models import catalog, generation
@@ -78,11 +89,13 @@ def _generate_here(
     from reins_serve.provenance import provenance
 
     entry = catalog.get(model)
+    made_from = cli_images.task_of(entry, image)
+    frame = cli_images.frame_of(entry, image)
     with Progress(transient=True) as progress:
         task = progress.add_task("loading", total=None)
         file = direction or find_file(DIRECTION.format(model=model))
-        steering = attach(load(entry), model=model, directions=file)
-        wanted = generation.request(entry, prompt, seed)
+        steering = attach(load(entry, task=made_from), model=model, directions=file)
+        wanted = generation.request(entry, prompt, seed, **frame)
         progress.update(task, description="denoising", total=wanted.num_inference_steps)
         with steering.generation(
             strength=strength, on_step=lambda done, total: progress.update(task, completed=done, total=total)

@@ -51,6 +51,7 @@ def test_a_way_is_measured_on_all_that_concerns_it_and_on_fewer_prompts_of_both_
     joint = Way(TARGETS[0], LIVE, 2.0, 2.5, WAY.doses)
     assert sum(joint.concerns("both", n) for n in range(N)) == N
     assert (WAY.name, joint.name) == ("explosion-setpoint", "joint-setpoint")
+    assert (WAY.file, joint.file) == ("explosion-setpoint", "setpoint")
 
 
 def test_rates_and_changes_are_those_of_its_own_concept_and_of_what_it_leaves() -> None:
