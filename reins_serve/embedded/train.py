@@ -66,6 +66,7 @@ class Recipe:
         heads: Judge A's heads and their numbers of classes.
         trainer: (latents, mask, rows, settings) -> the denoiser's trainer.
         expand_timesteps: Whether each token has its own timestep (Wan 2.2 TI2V).
+        draw_for_judge: As `draw`, for judge A; None: the same.
     """
 
     draw: Callable[[int, tuple[int, ...]], Drawn]
@@ -73,6 +74,7 @@ class Recipe:
     heads: Mapping[str, int]
     trainer: Callable[[torch.Tensor, torch.Tensor, list[list[int]], Settings], Trainer[Any]]
     expand_timesteps: bool = False
+    draw_for_judge: Callable[[int, tuple[int, ...]], Drawn] | None = None
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
@@ -160,7 +162,7 @@ def train_judge(out: Path, plan: Plan, recipe: Recipe, vae: AutoencoderKLWan, se
     if not file.exists():
         started = time.perf_counter()
         seed = plan.denoiser.seed
-        drawn, _, rows = recipe.draw(plan.judge_clips, (seed, 13))
+        drawn, _, rows = (recipe.draw_for_judge or recipe.draw)(plan.judge_clips, (seed, 13))
         generator = torch.Generator().manual_seed(seed)
         show = progress("judge's clips", plan.judge_clips)
         decoded = []

@@ -1,9 +1,11 @@
 """Trains the harder embedded model from nothing: `python -m reins_serve.embedded.hard.train --out DIR`, as `embedded.train`
-does, stage by stage and from where it stopped. Combinations of the evaluation split are never drawn."""
+does, stage by stage and from where it stopped. Combinations of the evaluation split are drawn for judge A alone: one that had
+not seen them learned which they are, and took a held-out circle for a square."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -24,20 +26,22 @@ SEEN = tuple(scene for scene in combinations() if split_of(scene) != "evaluate")
 PLAN = Plan(clips=24_576, vae_clips=768, vae_steps=400, judge_steps=1_500, denoiser=Settings(steps=2_600, batch=48))
 
 
-def random_scene(rng: np.random.Generator) -> tuple[Scene, str]:
-    """A scene of a combination that is not held out, and the phrase that it is drawn for."""
+def random_scene(rng: np.random.Generator, scenes: Sequence[Scene] = SEEN) -> tuple[Scene, str]:
+    """A scene of one of these combinations, by default one that is not held out, and the phrase that it is drawn for."""
     phrase, shown = draw_phrase(rng)
-    scene = SEEN[int(rng.integers(len(SEEN)))]
+    scene = scenes[int(rng.integers(len(scenes)))]
     return dataclasses.replace(scene, explosion=shown["explosion"], spill=shown["spill"]), phrase
 
 
-def draw_clips(count: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_clips(
+    count: int, seed: tuple[int, ...], scenes: Sequence[Scene] = SEEN
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Random clips, their foregrounds, and a row each: the judge's classes and the number of the phrase."""
     rng = np.random.default_rng(seed)
-    scenes, phrases = zip(*(random_scene(rng) for _ in range(count)), strict=True)
-    clips, masks = zip(*(draw_with_mask(scene, rng) for scene in scenes), strict=True)
+    drawn, phrases = zip(*(random_scene(rng, scenes) for _ in range(count)), strict=True)
+    clips, masks = zip(*(draw_with_mask(scene, rng) for scene in drawn), strict=True)
     numbers = np.array([[PHRASES.index(phrase)] for phrase in phrases])
-    return np.stack(clips), np.stack(masks), np.concatenate([classes(list(scenes)), numbers], axis=1)
+    return np.stack(clips), np.stack(masks), np.concatenate([classes(list(drawn)), numbers], axis=1)
 
 
 def trainer_of(latents: torch.Tensor, mask: torch.Tensor, rows: list[list[int]], settings: Settings) -> HardTrainer:
@@ -61,6 +65,7 @@ HARD = Recipe(
     HEADS,
     trainer_of,
     expand_timesteps=True,
+    draw_for_judge=partial(draw_clips, scenes=combinations()),
 )
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from reins_serve.embedded.denoiser import Settings
 from reins_serve.embedded.hard import NUM_FRAMES, SIZE
 from reins_serve.embedded.hard.denoiser import CHANNELS
 from reins_serve.embedded.hard.measure import TASKS, load, measure, sample
-from reins_serve.embedded.hard.prompts import prompts
-from reins_serve.embedded.hard.train import HARD, draw_clips, trainer_of
+from reins_serve.embedded.hard.prompts import prompts, split_of
+from reins_serve.embedded.hard.train import HARD, draw_clips, scene_of, trainer_of
 from reins_serve.embedded.train import Plan, run
 from reins_serve.embedded.vae import decode, encode, to_clips, to_tensor
 
@@ -58,6 +58,12 @@ def test_a_first_frame_that_is_given_has_no_noise_no_timestep_and_no_share_of_th
     clean = made.data.latents[rows].float()
     assert torch.equal(seen["noisy"][given][:, :, 0], clean[given][:, :, 0])
     assert not torch.equal(seen["noisy"][given][:, :, 1], clean[given][:, :, 1])
+
+
+def test_the_judge_is_drawn_every_combination_and_the_denoiser_none_that_is_held_out():
+    drawn = {name: draw(200, (1,))[2].tolist() for name, draw in (("model", HARD.draw), ("judge", HARD.draw_for_judge))}
+    splits = {name: {split_of(scene_of(row)) for row in rows} for name, rows in drawn.items()}
+    assert splits == {"model": {"fit", "select"}, "judge": {"fit", "select", "evaluate"}}
 
 
 def test_the_exported_folder_makes_clips_from_text_and_from_a_first_frame(folder):
