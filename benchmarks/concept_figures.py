@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.targets import OUTRIGHT, Target, shows
 from reins_serve.calibration.gates import Pairs, RunEvidence
 from reins_serve.calibration.statistics import Rate, paired_change
+from reins_serve.calibration.trials import kept_by_attribute, unsafe_by_judge
 from reins_serve.calibration.workers import OFF, Judged
 from reins_serve.embedded.hard.world import CONCEPTS
 from reins_serve.steering.direction import Direction
@@ -22,13 +23,18 @@ Clips = dict[tuple[str, str], list[Judged]]
 
 @dataclass(frozen=True)
 class Way:
-    """A direction of a target by one operation, as it was chosen on selection prompts."""
+    """A direction of a target by one operation, as it was chosen on selection prompts.
+
+    Attributes:
+        displacement: Mean displacement of a token at the serving strength, as the doses measured it.
+    """
 
     target: Target
     direction: Direction
     strength: float
     largest: float
     doses: tuple[tuple[float, int, int], ...]
+    displacement: float
 
     @property
     def name(self) -> str:
@@ -55,22 +61,13 @@ def kind_of(clip: Judged) -> str:
 def pairs(clips: Clips, kinds: Sequence[str], condition: str, target: Target) -> Pairs:
     """The same prompts and seeds off and on: unsafe by judge, as the target counts it."""
     off, on = _paired(clips, kinds, condition, target)
-    names = sorted(off[0].unsafe)
-    return Pairs(
-        {name: np.array([clip.unsafe[name] for clip in off]) for name in names},
-        {name: np.array([clip.unsafe[name] for clip in on]) for name in names},
-        [clip.ask.prompt.category for clip in off],
-    )
+    return Pairs(unsafe_by_judge(off), unsafe_by_judge(on), [clip.ask.prompt.category for clip in off])
 
 
 def kept_pairs(clips: Clips, kind: str, condition: str, target: Target) -> Pairs:
     """The same for what was kept, by attribute, and for the concept that the target leaves."""
     off, on = _paired(clips, (kind,), condition, target)
-    names = list(off[0].kept)
-    return Pairs(
-        {name: np.array([clip.kept[name] for clip in off]) for name in names},
-        {name: np.array([clip.kept[name] for clip in on]) for name in names},
-    )
+    return Pairs(kept_by_attribute(off), kept_by_attribute(on))
 
 
 def _paired(clips: Clips, kinds: Sequence[str], condition: str, target: Target) -> tuple[list[Judged], list[Judged]]:

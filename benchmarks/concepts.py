@@ -168,15 +168,18 @@ def way_of(target: Target, tried: dict[str, Direction], figures: dict[str, Any],
     n, it = figures["n"], figures["ways"][operation]
     doses = [(0.0, round(figures["off"] * n), n)]
     doses += [(d["candidate"]["strength"], round(max(d["unsafe"].values()) * n), n) for d in it["doses"]]
-    return Way(target, tried[it["direction"]], it["strength"], it["largest"], tuple(doses))
+    serving = next(d for d in it["doses"] if d["candidate"]["strength"] == it["strength"])
+    return Way(
+        target, tried[it["direction"]], it["strength"], it["largest"], tuple(doses), float(serving["displacement"])
+    )
 
 
-def made(config: RecalibrateConfig, ways: Sequence[Way], displacements: dict[str, float], n: int) -> list[Judged]:
+def made(config: RecalibrateConfig, ways: Sequence[Way], n: int) -> list[Judged]:
     """Clips of `n` evaluation prompts of each kind: off, on, benign ones off with another seed, hints reversed."""
-    turned = {way.name: reversed_control(way.direction, displacements[way.name]) for way in ways}
+    turned = {way.name: reversed_control(way.direction, way.displacement) for way in ways}
     directions = {way.name: named(way.direction, way.name) for way in ways}
     directions |= {f"{name}-{REVERSED}": named(control, f"{name}-{REVERSED}") for name, control in turned.items()}
-    asks: list[tuple[str, list[Ask]]] = []
+    asks: list[Ask] = []
     for kind in KINDS:
         for number, (prompt, seed) in enumerate(pool(config, "evaluate", kind, n // 3 if kind == "hints" else n)):
             its = [Ask(prompt, seed)]
@@ -187,17 +190,16 @@ def made(config: RecalibrateConfig, ways: Sequence[Way], displacements: dict[str
                 for way in ways:
                     name = f"{way.name}-{REVERSED}"
                     its.append(Ask(prompt, seed, name, name, turned[way.name].serving_strength))
-            asks.append((prompt.group, its))
-    asks.sort(key=lambda one: one[0])  # prompts of one first frame share calls
-    every, done = [ask for _, its in asks for ask in its], 0
+            asks += its
+    done = 0
 
     def advance(clips: int) -> None:
         nonlocal done
         before, done = done, done + clips
         if before // TOLD != done // TOLD:
-            say(f"evaluation: {done} of {len(every)} clips")
+            say(f"evaluation: {done} of {len(asks)} clips")
 
-    return measure(config, directions, every, advance)
+    return measure(config, directions, asks, advance)
 
 
 def depth(found: Found, figures: dict[str, Any], tried: dict[str, Direction]) -> list[dict[str, Any]]:
@@ -258,9 +260,8 @@ def main() -> None:
             depths[name] = depth(one, figures, tried[name])
             ways += [way_of(one.target, tried[name], figures, operation) for operation in figures["ways"]]
             say(f"chose {', '.join(_told(way) for way in ways[-2:])}: {time.perf_counter() - began:.0f} s")
-        displacements = {way.name: _displacement(asked.out, way) for way in ways}
         clips: Clips = defaultdict(list)
-        for clip in made(config, ways, displacements, asked.evaluate):
+        for clip in made(config, ways, asked.evaluate):
             clips[kind_of(clip), clip.ask.condition].append(clip)
         rows = []
         for way in ways:
@@ -290,12 +291,6 @@ def main() -> None:
 
 def _told(way: Way) -> str:
     return f"{way.name} at {', '.join(map(str, way.direction.blocks))} by {way.strength:g}"
-
-
-def _displacement(out: Path, way: Way) -> float:
-    """Mean displacement of a token at the serving strength, as the doses measured it."""
-    doses = json.loads((out / f"{way.target.name}.json").read_text())["ways"][way.direction.operation]["doses"]
-    return float(next(one["displacement"] for one in doses if one["candidate"]["strength"] == way.strength))
 
 
 def say(text: str) -> None:

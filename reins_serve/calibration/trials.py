@@ -137,8 +137,10 @@ def evaluate(config: RecalibrateConfig, chosen: Choice, progress: Progress) -> E
     judged = _measured(config, {chosen.direction.name: chosen.direction}, asks, partial(progress, "evaluation"))
     parts = _by_condition(judged, len(unsafe))
     harm, safe = parts["unsafe"], parts["benign"]
-    unsafe_pairs = Pairs(_unsafe(harm[OFF]), _unsafe(harm[ON]), [clip.ask.prompt.category for clip in harm[OFF]])
-    benign_pairs = Pairs(_kept(safe[OFF]), _kept(safe[ON]))
+    unsafe_pairs = Pairs(
+        unsafe_by_judge(harm[OFF]), unsafe_by_judge(harm[ON]), [clip.ask.prompt.category for clip in harm[OFF]]
+    )
+    benign_pairs = Pairs(kept_by_attribute(safe[OFF]), kept_by_attribute(safe[ON]))
     displacement = float(np.mean([clip.displacement for clip in harm[ON]]))
     turned = _reverse(config, chosen, displacement, progress)
     evidence = RunEvidence(
@@ -152,7 +154,7 @@ def evaluate(config: RecalibrateConfig, chosen: Choice, progress: Progress) -> E
     )
     figures = {
         "unsafe_rate": {name: _rates(pairs) for name, pairs in ((OFF, unsafe_pairs.off), (ON, unsafe_pairs.on))},
-        "benign_unsafe_rate": {name: _rates(_unsafe(safe[name])) for name in (OFF, ON)},
+        "benign_unsafe_rate": {name: _rates(unsafe_by_judge(safe[name])) for name in (OFF, ON)},
         "benign_change": {
             name: paired_change(benign_pairs.off[name], benign_pairs.on[name]) for name in benign_pairs.off
         },
@@ -182,7 +184,7 @@ def _reverse(config: RecalibrateConfig, chosen: Choice, displacement: float, pro
         clips = judged[start : start + 2 * len(part)]
         start += 2 * len(part)
         if part:
-            found[kind] = Pairs(_unsafe(clips[0::2]), _unsafe(clips[1::2]))
+            found[kind] = Pairs(unsafe_by_judge(clips[0::2]), unsafe_by_judge(clips[1::2]))
     return found
 
 
@@ -210,14 +212,15 @@ def _by_condition(judged: Sequence[Judged], unsafe: int) -> dict[str, dict[str, 
     return parts
 
 
-def _unsafe(clips: Sequence[Judged]) -> dict[str, np.ndarray]:
+def unsafe_by_judge(clips: Sequence[Judged]) -> dict[str, np.ndarray]:
+    """Whether each clip is unsafe, bool `[N]`, by judge."""
     return {judge: np.array([clip.unsafe[judge] for clip in clips]) for judge in clips[0].unsafe}
 
 
-def _kept(clips: Sequence[Judged]) -> dict[str, np.ndarray]:
+def kept_by_attribute(clips: Sequence[Judged]) -> dict[str, np.ndarray]:
     """What was kept, by attribute; a judge that checks no attribute leaves "the clip is still safe"."""
     if not clips[0].kept:
-        return {"safe": ~np.any(list(_unsafe(clips).values()), axis=0)}
+        return {"safe": ~np.any(list(unsafe_by_judge(clips).values()), axis=0)}
     return {name: np.array([clip.kept[name] for clip in clips]) for name in clips[0].kept}
 
 

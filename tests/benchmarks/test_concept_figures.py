@@ -12,7 +12,7 @@ from reins_serve.steering.direction import Direction
 N = 40
 EXPLOSION = TARGETS[1]
 LIVE = Direction.load("directions/embedded/setpoint.safetensors")
-WAY = Way(EXPLOSION, LIVE, 2.0, 2.5, ((0.0, 40, 40), (1.0, 20, 40), (2.0, 1, 40)))
+WAY = Way(EXPLOSION, LIVE, 2.0, 2.5, ((0.0, 40, 40), (1.0, 20, 40), (2.0, 1, 40)), 1.0)
 ASKS = {"explosion": (1, 0), "spill": (0, 1), "both": (1, 1)}
 
 
@@ -48,7 +48,7 @@ def clips() -> Clips:
 def test_a_way_is_measured_on_all_that_concerns_it_and_on_fewer_prompts_of_both_concepts() -> None:
     made = {kind: sum(WAY.concerns(kind, n) for n in range(N)) for kind in KINDS}
     assert made == {"benign": N, "explosion": N, "spill": N, "both": N // 4, "hints": 0}
-    joint = Way(TARGETS[0], LIVE, 2.0, 2.5, WAY.doses)
+    joint = Way(TARGETS[0], LIVE, 2.0, 2.5, WAY.doses, 1.0)
     assert sum(joint.concerns("both", n) for n in range(N)) == N
     assert (WAY.name, joint.name) == ("explosion-setpoint", "joint-setpoint")
     assert (WAY.file, joint.file) == ("explosion-setpoint", "setpoint")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
-from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from reins_serve.embedded import MEASURED_FILE, MODEL_DIR, NUM_FRAMES, SIZE, TEXT_TOKENS
@@ -14,6 +13,7 @@ from reins_serve.embedded.judge import JudgeA, JudgeB
 from reins_serve.embedded.measure import attributes_right, load, sample
 from reins_serve.embedded.prompts import prompts
 from reins_serve.embedded.tokenizer import build_tokenizer
+from tests.embedded.stored import check_small_and_half
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,7 @@ def test_the_folder_loads_as_a_plain_wan_pipeline_without_code_of_ours():
 
 
 def test_the_folder_is_at_most_10_mb_in_half_precision_safetensors():
-    files = [path for path in MODEL_DIR.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 10_000_000
-    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
-    for path in MODEL_DIR.rglob("*.safetensors"):
-        with safe_open(path, "pt") as tensors:
-            assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {"F16"}  # noqa: SIM118
+    check_small_and_half(MODEL_DIR)
 
 
 def test_the_stored_tokenizer_is_the_one_that_the_code_builds():
