@@ -23,7 +23,14 @@ from reins_serve.embedded.train import Plan, Recipe, main
 from reins_serve.embedded.vae import build_vae
 
 SEEN = tuple(scene for scene in combinations() if split_of(scene) != "evaluate")
-PLAN = Plan(clips=24_576, vae_clips=768, vae_steps=400, judge_steps=1_500, denoiser=Settings(steps=2_600, batch=48))
+PLAN = Plan(
+    clips=24_576,
+    vae_clips=768,
+    vae_steps=400,
+    judge_clips=16_384,
+    judge_steps=1_800,
+    denoiser=Settings(steps=2_600, batch=48),
+)
 
 
 def random_scene(rng: np.random.Generator, scenes: Sequence[Scene] = SEEN) -> tuple[Scene, str]:
