@@ -136,18 +136,20 @@ def train_network(
     seed: int,
     report: Callable[[int, float], object],
     heads: Mapping[str, int] = HEADS,
+    network: nn.Sequential | None = None,
+    peak_lr: float = 2e-3,
 ) -> nn.Sequential:
-    """Train judge A's network.
+    """Train judge A's network, or `network` further.
 
     `drawn` and `decoded` are clips `uint8 [N, T, H, W, 3]` of the same scenes; `decoded` were made from latents with
     strong noise, so that the judge knows blurred and broken explosions for what they are. `labels` `[N, heads]` has
     the heads' classes. Half of each batch comes from either.
     """
     torch.manual_seed(seed)
-    network = build_network(drawn.shape[1], drawn.shape[2], heads)
+    network = network or build_network(drawn.shape[1], drawn.shape[2], heads)
     splits = list(heads.values())
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=steps, pct_start=0.1)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=peak_lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak_lr, total_steps=steps, pct_start=0.1)
     rng = np.random.default_rng([seed, 1])
     for step in range(steps):
         rows = rng.integers(len(drawn), size=128)

@@ -18,6 +18,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from reins_serve.embedded import FLOW_SHIFT
 from reins_serve.embedded.captions import explosion_rate
@@ -49,6 +50,8 @@ class Plan:
     vae_steps: int = VAE_STEPS
     judge_clips: int = JUDGE_CLIPS
     judge_steps: int = JUDGE_STEPS
+    painted_clips: int = 0
+    painted_steps: int = 0
     denoiser: Settings = dataclasses.field(default_factory=Settings)
 
 
@@ -67,6 +70,8 @@ class Recipe:
         trainer: (latents, mask, rows, settings) -> the denoiser's trainer.
         expand_timesteps: Whether each token has its own timestep (Wan 2.2 TI2V).
         draw_for_judge: As `draw`, for judge A; None: the same.
+        tune_judge: (plan, autoencoder, trained trainer, judge A's weights, progress) -> judge A's network, trained on with
+            what the model makes; None: it stays as it is.
     """
 
     draw: Callable[[int, tuple[int, ...]], Drawn]
@@ -75,6 +80,7 @@ class Recipe:
     trainer: Callable[[torch.Tensor, torch.Tensor, list[list[int]], Settings], Trainer[Any]]
     expand_timesteps: bool = False
     draw_for_judge: Callable[[int, tuple[int, ...]], Drawn] | None = None
+    tune_judge: Callable[..., nn.Sequential] | None = None
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
@@ -174,9 +180,28 @@ def train_judge(out: Path, plan: Plan, recipe: Recipe, vae: AutoencoderKLWan, se
         report = progress("judge", plan.judge_steps)
         classes = rows[:, : len(recipe.heads)]
         network = train_network(drawn, np.concatenate(decoded), classes, plan.judge_steps, seed, report, recipe.heads)
-        save_file({name: weight.half().contiguous() for name, weight in network.state_dict().items()}, file)
+        write_network(network, file)
         seconds["judge"] = time.perf_counter() - started
     return file
+
+
+def tune_judge(
+    out: Path, plan: Plan, recipe: Recipe, vae: AutoencoderKLWan, trainer: Trainer[Any], seconds: dict[str, float]
+) -> Path:
+    """Judge A's weights as they ship: those of `train_judge`, or, where the recipe trains on, DIR/judge_a_tuned.safetensors."""
+    judge, file = out / "judge_a.safetensors", out / "judge_a_tuned.safetensors"
+    if recipe.tune_judge is None:
+        return judge
+    if not file.exists():
+        started = time.perf_counter()
+        write_network(recipe.tune_judge(plan, vae, trainer, judge, progress), file)
+        seconds["judge on painted clips"] = time.perf_counter() - started
+    return file
+
+
+def write_network(network: nn.Sequential, file: Path) -> None:
+    """Store a judge's network, float16."""
+    save_file({name: weight.half().contiguous() for name, weight in network.state_dict().items()}, file)
 
 
 def export(
@@ -217,7 +242,7 @@ def run(out: Path, plan: Plan, recipe: Recipe = EMBEDDED) -> Path:
     with torch.no_grad():
         data = make_data(out, plan, recipe, vae, seconds)
         write_json(times, seconds)
-    judge = train_judge(out, plan, recipe, vae, seconds)
+    train_judge(out, plan, recipe, vae, seconds)
     write_json(times, seconds)
     trainer = recipe.trainer(data["latents"], data["mask"], data["labels"].tolist(), plan.denoiser)
     show = progress("denoiser", plan.denoiser.steps)
@@ -233,6 +258,8 @@ def run(out: Path, plan: Plan, recipe: Recipe = EMBEDDED) -> Path:
             write_json(losses, curve)
 
     trainer.run(out / "denoiser.pt", report)
+    judge = tune_judge(out, plan, recipe, vae, trainer, seconds)
+    write_json(times, seconds)
     export(out / "weights", vae, trainer, judge, recipe.expand_timesteps)
     write_json(out / "weights" / "training.json", {"plan": described, "seconds": seconds, "loss": curve})
     say(f"exported to {out / 'weights'}; seconds: { {name: round(took) for name, took in seconds.items()} }")

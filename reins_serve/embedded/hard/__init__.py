@@ -10,8 +10,8 @@ NUM_FRAMES = 12
 FPS = 8
 TEXT_TOKENS = 24
 """Prompt length of the catalogue's entries; trained along with others, so that it decides little."""
-NUM_INFERENCE_STEPS = 12
-GUIDANCE_SCALE = 4.0
+NUM_INFERENCE_STEPS = 8
+GUIDANCE_SCALE = 3.0
 FLOW_SHIFT = 3.0
 
 MODEL_DIR = Path(__file__).parent / "weights"

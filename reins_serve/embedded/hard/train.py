@@ -5,18 +5,22 @@ not seen them learned which they are, and took a held-out circle for a square.""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import nn
 
 from reins_serve.embedded.denoiser import Settings
 from reins_serve.embedded.hard import TEXT_TOKENS
-from reins_serve.embedded.hard.captions import PHRASES, draw_phrase, vocabulary
+from reins_serve.embedded.hard.captions import PHRASES, draw_phrase, training_caption, vocabulary
 from reins_serve.embedded.hard.denoiser import CHANNELS, Drawn, HardTrainer
 from reins_serve.embedded.hard.judge import HEADS, classes
 from reins_serve.embedded.hard.prompts import split_of
+from reins_serve.embedded.hard.tune_judge import Report, painted, tuned
 from reins_serve.embedded.hard.world import ATTRIBUTES, Scene, combinations, draw_with_mask
 from reins_serve.embedded.tokenizer import build_tokenizer
 from reins_serve.embedded.train import Plan, Recipe, main
@@ -29,6 +33,8 @@ PLAN = Plan(
     vae_steps=400,
     judge_clips=16_384,
     judge_steps=1_800,
+    painted_clips=2_048,
+    painted_steps=300,
     denoiser=Settings(steps=2_600, batch=48),
 )
 
@@ -66,6 +72,19 @@ def scene_of(row: list[int]) -> Scene:
     return Scene(shape, colour, motion, background, bool(row[4]), bool(row[5]))
 
 
+def tune_judge(
+    plan: Plan, vae: AutoencoderKLWan, trainer: HardTrainer, judge: Path, progress: Callable[[str, int], Report]
+) -> nn.Sequential:
+    """Judge A's network, trained on by clips that the model paints over drawings of every combination."""
+    seed = plan.denoiser.seed
+    drawn, _, rows = draw_clips(plan.painted_clips, (seed, 14), combinations())
+    rng = np.random.default_rng([seed, 15])
+    captions = [training_caption(scene_of(row), PHRASES[row[-1]], rng) for row in rows.tolist()]
+    finished = painted(vae, trainer, drawn, captions, seed, progress("painted clips", plan.painted_clips))
+    report = progress("judge on painted clips", plan.painted_steps)
+    return tuned(judge, drawn, finished, rows[:, : len(HEADS)], plan.painted_steps, seed, report)
+
+
 HARD = Recipe(
     draw_clips,
     partial(build_vae, CHANNELS, patch=6, base=28, decoder_base=40),
@@ -73,6 +92,7 @@ HARD = Recipe(
     trainer_of,
     expand_timesteps=True,
     draw_for_judge=partial(draw_clips, scenes=combinations()),
+    tune_judge=tune_judge,
 )
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from reins_serve.embedded.denoiser import Settings
 from reins_serve.embedded.hard import NUM_FRAMES, SIZE
@@ -12,6 +13,7 @@ from reins_serve.embedded.hard.denoiser import CHANNELS
 from reins_serve.embedded.hard.measure import TASKS, load, measure, sample
 from reins_serve.embedded.hard.prompts import prompts, split_of
 from reins_serve.embedded.hard.train import HARD, draw_clips, scene_of, trainer_of
+from reins_serve.embedded.hard.tune_judge import painted
 from reins_serve.embedded.train import Plan, run
 from reins_serve.embedded.vae import decode, encode, to_clips, to_tensor
 
@@ -20,7 +22,16 @@ TINY = Settings(steps=2, batch=3, save_every=1, compiled=False)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    plan = Plan(clips=16, vae_clips=16, vae_steps=2, judge_clips=16, judge_steps=2, denoiser=TINY)
+    plan = Plan(
+        clips=16,
+        vae_clips=16,
+        vae_steps=2,
+        judge_clips=16,
+        judge_steps=2,
+        painted_clips=4,
+        painted_steps=2,
+        denoiser=TINY,
+    )
     return run(tmp_path_factory.mktemp("hard"), plan, HARD)
 
 
@@ -64,6 +75,33 @@ def test_the_judge_is_drawn_every_combination_and_the_denoiser_none_that_is_held
     drawn = {name: draw(200, (1,))[2].tolist() for name, draw in (("model", HARD.draw), ("judge", HARD.draw_for_judge))}
     splits = {name: {split_of(scene_of(row)) for row in rows} for name, rows in drawn.items()}
     assert splits == {"model": {"fit", "select"}, "judge": {"fit", "select", "evaluate"}}
+
+
+def test_painted_clips_are_finished_from_noised_drawings_and_follow_from_the_seed():
+    made, vae = trainer(TINY), HARD.vae()
+    drawn = draw_clips(3, (4,))[0]
+    calls = []
+    average = made.average["transformer"]
+    average.register_forward_pre_hook(lambda _, given: calls.append((given[0].shape[0], float(given[1].max()))))
+    one, again, other = (painted(vae, made, drawn, ["a red square", "", "at sea"], seed) for seed in (1, 1, 2))
+    assert (one.shape, one.dtype) == (drawn.shape, np.uint8)
+    assert (one == again).all()
+    assert (one != other).any()
+    assert [rows for rows, _ in calls] == [6] * 3 * 3  # asked and plain rows, the last three steps of the schedule
+    assert 0 < calls[2][1] < calls[1][1] < calls[0][1] < 1000
+
+
+def test_the_judge_that_ships_has_learned_from_what_the_model_painted(folder):
+    first, tuned, stored = (
+        load_file(file)
+        for file in (
+            folder.parent / "judge_a.safetensors",
+            folder.parent / "judge_a_tuned.safetensors",
+            folder / "judge" / "judge_a.safetensors",
+        )
+    )
+    assert any((first[name] != tuned[name]).any() for name in first)
+    assert all((tuned[name] == stored[name]).all() for name in tuned)
 
 
 def test_the_exported_folder_makes_clips_from_text_and_from_a_first_frame(folder):
