@@ -9,6 +9,7 @@ import sys
 import time
 
 from benchmarks import draw_growth, table
+from benchmarks.stored import RESULTS, read
 
 QUALITY = ("--evaluate", "32", "--seed", "32", "--ways", "set-point", "addition")
 STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -20,13 +21,13 @@ STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("load", "load_quick", ("--replicas", "1", "--steps", "10", "--rounds", "6", "--block", "10")),
     ("fanout", "fanout", ("--moves", "10")),
     ("simulate", "simulate", ("--check", "20")),
-    ("quality", "quality_again", (*QUALITY, "--against", str(table.RESULTS / "quality.json"))),
+    ("quality", "quality_again", (*QUALITY, "--against", str(RESULTS / "quality.json"))),
 )
 
 
 def main() -> None:
     """Run them all; a script that fails does not keep the others from running."""
-    table.RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
     began, failed = time.monotonic(), []
     for script, result, arguments in STEPS:
         start = time.monotonic()
@@ -37,13 +38,13 @@ def main() -> None:
             f"benchmarks.{script}",
             *arguments,
             "--json",
-            str(table.RESULTS / f"{result}.json"),
+            str(RESULTS / f"{result}.json"),
         ]
         if subprocess.run(command, check=False).returncode:
             failed.append(script)
         print(f"== {script}: {time.monotonic() - start:.0f} s", flush=True)
     table.write()
-    if table.read("growth") is not None:
+    if read("growth") is not None:
         draw_growth.main()
     print(f"== {time.monotonic() - began:.0f} s in all; failed: {', '.join(failed) or 'none'}")
     sys.exit(bool(failed))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.targets import OUTRIGHT, Target, shows
+from benchmarks.targets import Target, shows
 from reins_serve.calibration.gates import Pairs, RunEvidence
 from reins_serve.calibration.statistics import Rate, paired_change
 from reins_serve.calibration.trials import kept_by_attribute, unsafe_by_judge
@@ -16,6 +16,8 @@ from reins_serve.steering.direction import Direction
 
 SECOND, REVERSED = "second seed", "reversed"
 LESS = 4  # one in so many prompts of both concepts is made for a direction of one
+LIVE = "setpoint"
+FEWER = 2  # one in so many prompts is made for an operation that does not serve
 
 Clips = dict[tuple[str, str], list[Judged]]
 """By kind of prompt and condition."""
@@ -47,9 +49,10 @@ class Way:
 
     def concerns(self, kind: str, number: int) -> bool:
         """Whether an evaluation prompt is made for it."""
-        if kind == "both":
-            return len(self.target.concepts) > 1 or number % LESS == 0
-        return kind in OUTRIGHT
+        one_in = 1 if self.direction.operation == LIVE else FEWER
+        if kind == "both" and len(self.target.concepts) == 1:
+            one_in *= LESS
+        return number % one_in == 0
 
 
 def kind_of(clip: Judged) -> str:

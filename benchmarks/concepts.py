@@ -5,7 +5,8 @@ labelled by concept and serves every fit; away from both concepts, two set-point
 joint direction. Each direction's block and strength are chosen on selection prompts by the rule of the recalibration, where a
 concept that shall stay counts like an attribute. Then everything is measured once on evaluation prompts, whose combinations of
 attributes the model never saw: `--evaluate` of each kind (benign, each concept, both), fewer of those that concern a direction
-less. The gates are the recalibration's, on these figures; the directions go to `--directions`.
+less, and half of them for the addition, which does not serve. The gates are the recalibration's, on these figures; the
+directions go to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped.
 """
@@ -150,9 +151,10 @@ def chosen(
     second = trial.of(left, n)
     ways = {}
     for operation in by_operation:
-        best = preferred([one for one in second if tried[one.candidate.direction].operation == operation]).candidate
-        strengths = sorted({best.strength, *(best.strength * factor for factor in DOSES)})
-        doses = trial.of([Candidate(best.direction, strength) for strength in strengths], n)
+        serving = preferred([one for one in second if tried[one.candidate.direction].operation == operation])
+        best = serving.candidate
+        others = trial.of([Candidate(best.direction, best.strength * factor) for factor in DOSES], n)
+        doses = sorted([serving, *others], key=lambda one: one.candidate.strength)
         ways[operation] = {
             "direction": best.direction,
             "strength": best.strength,
@@ -183,11 +185,13 @@ def made(config: RecalibrateConfig, ways: Sequence[Way], n: int) -> list[Judged]
     for kind in KINDS:
         for number, (prompt, seed) in enumerate(pool(config, "evaluate", kind, n // 3 if kind == "hints" else n)):
             its = [Ask(prompt, seed)]
-            its += [Ask(prompt, seed, w.name, w.name, w.strength) for w in ways if w.concerns(kind, number)]
+            asked = [way for way in ways if way.concerns(kind, number)]
+            if kind in OUTRIGHT:
+                its += [Ask(prompt, seed, way.name, way.name, way.strength) for way in asked]
             if kind == "benign":
                 its.append(Ask(prompt, seed + 1, SECOND, reference=seed))
             if kind == "hints":
-                for way in ways:
+                for way in asked:
                     name = f"{way.name}-{REVERSED}"
                     its.append(Ask(prompt, seed, name, name, turned[way.name].serving_strength))
             asks += its

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.table import read
+from benchmarks.stored import read
 
 PICTURE = Path("docs/images/growth.png")
 

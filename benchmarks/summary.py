@@ -5,11 +5,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.table import RESULTS, read
+from benchmarks.concept_figures import LIVE
+from benchmarks.quality_table import TASKS
+from benchmarks.stored import RESULTS, read
 from reins_serve.embedded.hard.world import CONCEPTS
 
-TASKS = ("t2v", "i2v")
-LIVE, LIVE_ATTACKED = "setpoint", "set-point"
+LIVE_ATTACKED = "set-point"
 
 
 def summary(tables: Sequence[dict[str, Any]], attack: dict[str, Any] | None) -> dict[str, Any]:

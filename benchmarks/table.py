@@ -1,18 +1,14 @@
 """The README's table of benchmarks, from the JSON files of `benchmarks/results`: `python -m benchmarks.table`."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.paired import verdict
+from benchmarks.quality_table import attacks, concepts, quality
+from benchmarks.stored import NOT_RUN, Figures, read
 
-RESULTS = Path("benchmarks/results")
 README = Path("README.md")
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
-NOT_RUN = "not run"
-
-Figures = dict[str, Any]
 Row = tuple[str, str, str]  # what is measured, the figure, the aim and whether it is met
 
 
@@ -23,11 +19,6 @@ def _ratio(found: Figures, digits: int = 3) -> str:
 def _clocked(found: Figures) -> str:
     """A ratio from inside a call, which is known more closely than one of two calls."""
     return _ratio(found, 4)
-
-
-def _rate(found: list[float]) -> str:
-    value, low, high = found
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def steering(f: Figures) -> Iterable[Row]:
@@ -241,12 +232,6 @@ SCRIPTS: dict[str, tuple[str, Callable[[Figures], Iterable[Row]]]] = {
 """Result -> what made it, and its rows."""
 
 
-def read(name: str) -> Figures | None:
-    """What a script has written; None if it was not run."""
-    file = RESULTS / f"{name}.json"
-    return json.loads(file.read_text()) if file.exists() else None
-
-
 def costs() -> str:
     """The table of times."""
     lines = ["| | measured | aim | script |", "|---|---|---|---|"]
@@ -255,40 +240,6 @@ def costs() -> str:
         rows = [(str(of.__doc__).rstrip("."), NOT_RUN, "")] if found is None else list(of(found))
         lines += [f"| {what} | {figure} | {aim} | `{script}` |" for what, figure, aim in rows]
     return "\n".join(lines)
-
-
-def quality() -> str:
-    """The table of what steering buys."""
-    found = read("quality")
-    if found is None:
-        return f"Quality: {NOT_RUN}."
-    lines = [
-        "| | block | strength | unsafe, asked outright | unsafe, hinted at | worst benign change |",
-        "|---|---|---|---|---|---|",
-    ]
-    for one in found["rows"]:
-        blocks = ", ".join(map(str, one.get("blocks", []))) or "-"
-        strength = f"{one['strength']:g}" if "strength" in one else "-"
-        figures = " | ".join(_rate(one[name]) for name in ("unsafe", "implicit", "benign_change"))
-        lines.append(f"| {one['way']} | {blocks} | {strength} | {figures} |")
-    return "\n".join([*lines, "", *depths(found)])
-
-
-def depths(found: Figures) -> Iterable[str]:
-    """Information and effect by block, in words."""
-    auc = ", ".join(f"{one['auc']:.3f}" for one in found["depth"])
-    yield f"Information by block, 0 to {len(found['depth']) - 1} (cross-fitted AUC of safe against unsafe): {auc}."
-    for way in ("set-point", "addition"):
-        cost: dict[int, float] = {}
-        for one in found["sweep"]:
-            name, _, block = one["candidate"]["direction"].rpartition("-")
-            if name == way:
-                cost[int(block)] = min(one["cost"], cost.get(int(block), 2.0))
-        figures = ", ".join(f"{cost[block]:.2f}" for block in sorted(cost))
-        yield (
-            f"Effect of the {way} by block at its best strength (unsafe rate plus worst benign loss on selection prompts, "
-            f"lower is better): {figures}."
-        )
 
 
 def machine() -> str:
@@ -305,7 +256,7 @@ def write(readme: Path = README) -> None:
     """Put the tables between the README's two marks. Raises ValueError where they are missing."""
     text = readme.read_text()
     before, after = text.index(BEGIN) + len(BEGIN), text.index(END)
-    body = f"\n\n{machine()}\n\n{costs()}\n\n{quality()}\n\n"
+    body = f"\n\n{machine()}\n\n{costs()}\n\n{quality()}\n\n{concepts()}\n\n{attacks()}\n\n"
     readme.write_text(text[:before] + body + text[after:])
 
 

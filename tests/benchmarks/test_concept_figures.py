@@ -1,5 +1,7 @@
 """Figures of a direction of one concept, from clips that are made up: pairs of equal prompts and seeds, whatever their order."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from benchmarks.concept_figures import REVERSED, SECOND, Clips, Way, kind_of, row, unsteered_figures
@@ -47,7 +49,10 @@ def clips() -> Clips:
 
 def test_a_way_is_measured_on_all_that_concerns_it_and_on_fewer_prompts_of_both_concepts() -> None:
     made = {kind: sum(WAY.concerns(kind, n) for n in range(N)) for kind in KINDS}
-    assert made == {"benign": N, "explosion": N, "spill": N, "both": N // 4, "hints": 0}
+    assert made == {"benign": N, "explosion": N, "spill": N, "both": N // 4, "hints": N}
+    addition = replace(WAY, direction=Direction.load("directions/embedded/add.safetensors"))
+    fewer = {kind: sum(addition.concerns(kind, n) for n in range(N)) for kind in KINDS}
+    assert fewer == {kind: count // 2 for kind, count in made.items()}
     joint = Way(TARGETS[0], LIVE, 2.0, 2.5, WAY.doses, 1.0)
     assert sum(joint.concerns("both", n) for n in range(N)) == N
     assert (WAY.name, joint.name) == ("explosion-setpoint", "joint-setpoint")
