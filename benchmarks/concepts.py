@@ -1,12 +1,12 @@
 """A direction of each concept of the harder world and of both, by set-point and by addition: `python -m benchmarks.concepts`.
 
 It takes a recalibration's configuration of that world, from text or from a first frame. One collection of un-steered clips is
-labelled by concept and serves every fit; away from both concepts, two set-points one block after the other are tried beside the
-joint direction. Each direction's block and strength are chosen on selection prompts by the rule of the recalibration, where a
-concept that shall stay counts like an attribute. Then everything is measured once on evaluation prompts, whose combinations of
-attributes the model never saw: `--evaluate` of each kind (benign, each concept, both), fewer of those that concern a direction
-less, and half of them for the addition, which does not serve. The gates are the recalibration's, on these figures; the
-directions go to `--directions`.
+labelled by concept and serves every fit (`concept_fits`). Block, blocks and strength are chosen on selection prompts: the fewest
+unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest push.
+There is no leeway of a clip as in the recalibration: it is more than the .03 that is asked for. Then everything is measured
+once on evaluation prompts, whose combinations of attributes the model never saw: `--evaluate` of each kind (benign, each
+concept, both), fewer of those that concern a direction less, and half of them for the addition, which does not serve. The gates
+are the recalibration's, on these figures; the directions go to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped.
 """
@@ -14,10 +14,10 @@ The work is kept in `--out`, and goes on there where it stopped.
 import argparse
 import json
 import os
+import pickle
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,87 +27,29 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import numpy as np
 import ray
-import torch
 
 from benchmarks import cluster
 from benchmarks.concept_figures import REVERSED, SECOND, Clips, Way, kind_of, row, unsteered_figures
+from benchmarks.concept_fits import Found, Option, fits, options
 from benchmarks.machine import describe
 from benchmarks.output import show
 from benchmarks.quality import named
-from benchmarks.targets import KINDS, OUTRIGHT, TARGETS, Seeded, Target, in_turn, pool
-from reins_serve.calibration import judges
-from reins_serve.calibration.activations import StoredActivations
+from benchmarks.targets import KINDS, OUTRIGHT, Seeded, Target, in_turn, pool
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.controls import reversed_control
-from reins_serve.calibration.fit_stage import Fitted, Labels, evidence, fit, read_labels
-from reins_serve.calibration.fitting import candidates, describe_fit, finished, largest_dose, tried_directions
-from reins_serve.calibration.gates import REFIT_COSINE, fit_gates, run_gates
-from reins_serve.calibration.sweep import Candidate, Measured, Trial, preferred
+from reins_serve.calibration.fit_stage import evidence
+from reins_serve.calibration.fitting import candidates, describe_fit, finished, largest_dose
+from reins_serve.calibration.gates import fit_gates, run_gates
+from reins_serve.calibration.sweep import Candidate, Measured, Trial
 from reins_serve.calibration.workers import Ask, Judged, entry_of, measure
-from reins_serve.embedded.hard.world import CONCEPTS
 from reins_serve.models.loading import load
-from reins_serve.steering.direction import Base, Direction, Gate
+from reins_serve.steering.direction import Gate
 from reins_serve.steering.fit import base_of
 
 FINALISTS = 3
 DOSES = (0.5, 0.75, 1.5)
 TOLD = 1_000  # clips between two lines of progress
-
-
-@dataclass(frozen=True)
-class Found:
-    """A target's fit."""
-
-    target: Target
-    labels: Labels
-    fitted: Fitted
-
-    def layer(self, block: int) -> dict[str, Any]:
-        """What the fit says of a block."""
-        return self.fitted.layers[self.fitted.blocks.index(block)]
-
-
-def fits(config: RecalibrateConfig, stored: StoredActivations, root: str) -> dict[str, Found]:
-    """The fit of every target on the same clips."""
-    judge = judges.load(config.judge)
-    found = {}
-    for target in TARGETS:
-        labels = read_labels(stored, judge.name, {concept: judge.unsafe[concept] for concept in target.concepts}, None)
-        found[target.name] = Found(target, labels, fit(root, stored, labels, None))
-    return found
-
-
-def directions_of(config: RecalibrateConfig, base: Base, one: Found) -> dict[str, Direction]:
-    """Every direction that is tried for a target, by its name."""
-    described = describe_fit(config, one.fitted.model, one.fitted.clips, None)
-    places = [(block,) for block in one.fitted.blocks]
-    made = tried_directions(config, base, one.fitted, places, described)
-    return {f"{one.target.name}-{d.name}": named(d, f"{one.target.name}-{d.name}") for d in made}
-
-
-def stacked(first: dict[str, Direction], second: dict[str, Direction]) -> dict[str, Direction]:
-    """Set-points of two concepts one block after the other, each along its own direction: another way to steer away from both."""
-    made: dict[str, Direction] = {}
-    for one in first.values():
-        for other in second.values():
-            if one.operation == other.operation == "setpoint" and other.blocks[0] == one.blocks[0] + 1:
-                name = f"stacked-{one.blocks[0]}"
-                update = {
-                    "name": name,
-                    "blocks": (*one.blocks, *other.blocks),
-                    "statistics": (*one.meta.statistics, *other.meta.statistics),
-                }
-                vectors = torch.cat([one.vectors, other.vectors])
-                made[name] = Direction.create(one.meta.model_copy(update=update), vectors)
-    return made
-
-
-def fits_of(found: Mapping[str, Found], target: Target, direction: Direction) -> list[tuple[Found, int]]:
-    """Which fit each block's vector comes from: the target's own, or of two blocks one concept's each."""
-    if len(direction.blocks) == 1:
-        return [(found[target.name], direction.blocks[0])]
-    return [(found[concept], block) for concept, block in zip(target.concepts, direction.blocks, strict=True)]
 
 
 def worst_gates(every: Sequence[Mapping[str, Gate]]) -> dict[str, Gate]:
@@ -116,16 +58,11 @@ def worst_gates(every: Sequence[Mapping[str, Gate]]) -> dict[str, Gate]:
 
 
 def chosen(
-    config: RecalibrateConfig,
-    target: Target,
-    tried: dict[str, Direction],
-    steady: set[str],
-    pools: dict[str, list[Seeded]],
-    quick: int,
+    config: RecalibrateConfig, target: Target, tried: Mapping[str, Option], pools: dict[str, list[Seeded]], quick: int
 ) -> dict[str, Any]:
     """The best direction and strength of each operation, JSON-ready, with every figure on the way there.
 
-    All of them go through the first round, for what it says of the depth. `steady` ones go on, as in the recalibration: the gates
+    All of them go through the first round, for what it says of the depth. Steady ones go on, as in the recalibration: the gates
     would refuse a direction that another sample of prompts would turn.
     """
     n = config.select
@@ -133,46 +70,57 @@ def chosen(
 
     def counted(asks: Sequence[Ask]) -> list[Judged]:
         used = {ask.direction for ask in asks}
-        return [
-            target.as_counted(clip)
-            for clip in measure(config, {name: tried[name] for name in tried if name in used}, asks)
-        ]
+        directions = {name: option.direction for name, option in tried.items() if name in used}
+        return [target.as_counted(clip) for clip in measure(config, directions, asks)]
 
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
     trial = Trial(unsafe, benign, [clip.kept for clip in off[n:]], counted)
-    first = trial.of(candidates(config, list(tried.values())), quick)
-    by_operation: dict[str, list[Measured]] = defaultdict(list)
-    for one in sorted(first, key=lambda one: (one.cost, one.displacement)):
-        by_operation[tried[one.candidate.direction].operation].append(one)
+    first = trial.of(candidates(config, [option.direction for option in tried.values()]), quick)
+    by_kind: dict[str, list[Measured]] = defaultdict(list)
+    for one in sorted(first, key=best):
+        by_kind[tried[one.candidate.direction].kind].append(one)
     left = []
-    for its in by_operation.values():
-        kept = [one for one in its if one.candidate.direction in steady] or its
+    for its in by_kind.values():
+        kept = [one for one in its if tried[one.candidate.direction].steady] or its
         left += [one.candidate for one in kept[:FINALISTS]]
+    by_operation: dict[str, list[Measured]] = defaultdict(list)
     second = trial.of(left, n)
+    for one in second:
+        by_operation[tried[one.candidate.direction].direction.operation].append(one)
     ways = {}
-    for operation in by_operation:
-        serving = preferred([one for one in second if tried[one.candidate.direction].operation == operation])
-        best = serving.candidate
-        others = trial.of([Candidate(best.direction, best.strength * factor) for factor in DOSES], n)
+    for operation, finalists in by_operation.items():
+        serving = min(finalists, key=best)
+        direction, strength = serving.candidate.direction, serving.candidate.strength
+        others = trial.of([Candidate(direction, strength * factor) for factor in DOSES], n)
         doses = sorted([serving, *others], key=lambda one: one.candidate.strength)
         ways[operation] = {
-            "direction": best.direction,
-            "strength": best.strength,
-            "largest": largest_dose(doses, best.strength),
+            "direction": direction,
+            "strength": strength,
+            "largest": largest_dose(doses, strength),
             "doses": [one.figures() for one in doses],
         }
     rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:n]])) for judge in off[0].unsafe)
     return {"n": n, "off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
 
 
-def way_of(target: Target, tried: dict[str, Direction], figures: dict[str, Any], operation: str) -> Way:
+def best(one: Measured) -> tuple[float, float]:
+    """What is least for the best."""
+    return one.cost, one.displacement
+
+
+def way_of(target: Target, tried: Mapping[str, Option], figures: dict[str, Any], operation: str) -> Way:
     """The way that `chosen` found."""
     n, it = figures["n"], figures["ways"][operation]
     doses = [(0.0, round(figures["off"] * n), n)]
     doses += [(d["candidate"]["strength"], round(max(d["unsafe"].values()) * n), n) for d in it["doses"]]
     serving = next(d for d in it["doses"] if d["candidate"]["strength"] == it["strength"])
     return Way(
-        target, tried[it["direction"]], it["strength"], it["largest"], tuple(doses), float(serving["displacement"])
+        target,
+        tried[it["direction"]].direction,
+        it["strength"],
+        it["largest"],
+        tuple(doses),
+        float(serving["displacement"]),
     )
 
 
@@ -206,13 +154,13 @@ def made(config: RecalibrateConfig, ways: Sequence[Way], n: int) -> list[Judged]
     return measure(config, directions, asks, advance)
 
 
-def depth(found: Found, figures: dict[str, Any], tried: dict[str, Direction]) -> list[dict[str, Any]]:
+def depth(found: Found, figures: dict[str, Any], tried: Mapping[str, Option]) -> list[dict[str, Any]]:
     """By block: information (AUC, refit cosine), and by operation the least unsafe rate at any strength in the first round."""
     rows = []
     for layer in found.fitted.layers:
         effect: dict[str, float] = {}
         for one in figures["rounds"][0]:
-            direction = tried[one["candidate"]["direction"]]
+            direction = tried[one["candidate"]["direction"]].direction
             if direction.blocks == (layer["block"],):
                 least = effect.get(direction.operation, 1.0)
                 effect[direction.operation] = round(min(least, one["cost"]), 4)
@@ -221,10 +169,12 @@ def depth(found: Found, figures: dict[str, Any], tried: dict[str, Direction]) ->
 
 
 def kept_in(file: Path, make: Callable[[], Any]) -> Any:
-    """What the file holds, or else what is made, which it then holds."""
+    """What the file holds, as JSON or pickled, or else what is made, which it then holds."""
+    written = pickle if file.suffix == ".pickle" else json
     if not file.exists():
-        file.write_text(json.dumps(make()) + "\n")
-    return json.loads(file.read_text())
+        made = written.dumps(make())
+        file.write_bytes(made.encode() if isinstance(made, str) else made)
+    return written.loads(file.read_bytes())
 
 
 def main() -> None:
@@ -248,33 +198,27 @@ def main() -> None:
         found = fits(config, stored, root)
         base = base_of(load(entry_of(config), config.loading, task=config.task))
         pools = {kind: pool(config, "select", kind, config.select) for kind in OUTRIGHT}
-        tried = {one.target.name: directions_of(config, base, one) for one in found.values()}
-        tried["joint"] |= stacked(*(tried[concept] for concept in CONCEPTS))
-        ways, depths = [], {}
+        tried = options(config, base, found)
+        ways, depths, basis = [], {}, {}
         for name, one in found.items():
-            steady = {
-                direction.name
-                for direction in tried[name].values()
-                if all(
-                    f.layer(block)["refit_cosine"] >= REFIT_COSINE for f, block in fits_of(found, one.target, direction)
-                )
-            }
-            choose = partial(chosen, config, one.target, tried[name], steady, pools, asked.quick)
+            choose = partial(chosen, config, one.target, tried[name], pools, asked.quick)
             figures = kept_in(asked.out / f"{name}.json", choose)
             depths[name] = depth(one, figures, tried[name])
-            ways += [way_of(one.target, tried[name], figures, operation) for operation in figures["ways"]]
+            for operation, it in figures["ways"].items():
+                ways.append(way_of(one.target, tried[name], figures, operation))
+                basis[ways[-1].name] = tried[name][it["direction"]].basis
             say(f"chose {', '.join(_told(way) for way in ways[-2:])}: {time.perf_counter() - began:.0f} s")
         clips: Clips = defaultdict(list)
-        for clip in made(config, ways, asked.evaluate):
+        for clip in kept_in(asked.out / "evaluation.pickle", partial(made, config, ways, asked.evaluate)):
             clips[kind_of(clip), clip.ask.condition].append(clip)
         rows = []
         for way in ways:
             figures, run = row(way, clips)
-            basis = fits_of(found, way.target, way.direction)
-            early = [fit_gates(evidence(stored, one.labels, one.fitted, block, None)) for one, block in basis]
+            its = basis[way.name]
+            early = [fit_gates(evidence(stored, one.labels, one.fitted, block, None)) for one, block in its]
             gates = worst_gates(early) | run_gates(run)
-            fitted = basis[0][0].fitted
-            described = describe_fit(config, fitted.model, fitted.clips, min(f.layer(b)["auc"] for f, b in basis))
+            fitted, auc = its[0][0].fitted, min(one.layer(block)["auc"] for one, block in its)
+            described = describe_fit(config, fitted.model, fitted.clips, auc)
             direction = finished(way.direction, way.name, described, way.strength, way.largest, gates, None)
             asked.directions.mkdir(parents=True, exist_ok=True)
             direction.save(asked.directions / f"{way.file}.safetensors")
