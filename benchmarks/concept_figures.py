@@ -17,7 +17,7 @@ from reins_serve.steering.direction import Direction
 SECOND, REVERSED = "second seed", "reversed"
 LESS = 4  # one in so many prompts of both concepts is made for a direction of one
 LIVE = "setpoint"
-FEWER = 2  # one in so many prompts is made for an operation that does not serve
+FEWER = 4  # one in so many prompts is made for an operation that does not serve
 
 Clips = dict[tuple[str, str], list[Judged]]
 """By kind of prompt and condition."""

@@ -2,11 +2,12 @@
 
 It takes a recalibration's configuration of that world, from text or from a first frame. One collection of un-steered clips is
 labelled by concept and serves every fit (`concept_fits`). Block, blocks and strength are chosen on selection prompts: the fewest
-unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest push.
+unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest push;
+the strength once more among the doses around the chosen one, because the first round is too short to keep the right one.
 There is no leeway of a clip as in the recalibration: it is more than the .03 that is asked for. Then everything is measured
 once on evaluation prompts, whose combinations of attributes the model never saw: `--evaluate` of each kind (benign, each
-concept, both), fewer of those that concern a direction less, and half of them for the addition, which does not serve. The gates
-are the recalibration's, on these figures; the directions go to `--directions`.
+concept, both), fewer of those that concern a direction less, and a quarter of them for the addition, which does not serve. The
+gates are the recalibration's, on these figures; the directions go to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped.
 """
@@ -30,7 +31,7 @@ import ray
 
 from benchmarks import cluster
 from benchmarks.concept_figures import REVERSED, SECOND, Clips, Way, kind_of, row, unsteered_figures
-from benchmarks.concept_fits import Found, Option, fits, options
+from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
 from benchmarks.output import show
 from benchmarks.quality import named
@@ -38,23 +39,18 @@ from benchmarks.targets import KINDS, OUTRIGHT, Seeded, Target, in_turn, pool
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.controls import reversed_control
-from reins_serve.calibration.fit_stage import evidence
-from reins_serve.calibration.fitting import candidates, describe_fit, finished, largest_dose
-from reins_serve.calibration.gates import fit_gates, run_gates
+from reins_serve.calibration.fit_stage import Fitted, evidence
+from reins_serve.calibration.fitting import describe_fit, finished, largest_dose
+from reins_serve.calibration.gates import fit_gates, run_gates, worst_gates
+from reins_serve.calibration.options import Option, candidates
 from reins_serve.calibration.sweep import Candidate, Measured, Trial
 from reins_serve.calibration.workers import Ask, Judged, entry_of, measure
 from reins_serve.models.loading import load
-from reins_serve.steering.direction import Gate
 from reins_serve.steering.fit import base_of
 
-FINALISTS = 3
-DOSES = (0.5, 0.75, 1.5)
+FINALISTS = 2  # of each kind
+DOSES = (0.75, 1.5)
 TOLD = 1_000  # clips between two lines of progress
-
-
-def worst_gates(every: Sequence[Mapping[str, Gate]]) -> dict[str, Gate]:
-    """Of each gate the one that failed, if one did."""
-    return {name: min((gates[name] for gates in every), key=lambda gate: gate.passed) for name in every[0]}
 
 
 def chosen(
@@ -75,10 +71,10 @@ def chosen(
 
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
     trial = Trial(unsafe, benign, [clip.kept for clip in off[n:]], counted)
-    first = trial.of(candidates(config, [option.direction for option in tried.values()]), quick)
+    first = trial.of(candidates(tried.values()), quick)
     by_kind: dict[str, list[Measured]] = defaultdict(list)
     for one in sorted(first, key=best):
-        by_kind[tried[one.candidate.direction].kind].append(one)
+        by_kind[kind_of_option(tried[one.candidate.direction])].append(one)
     left = []
     for its in by_kind.values():
         kept = [one for one in its if tried[one.candidate.direction].steady] or its
@@ -89,10 +85,11 @@ def chosen(
         by_operation[tried[one.candidate.direction].direction.operation].append(one)
     ways = {}
     for operation, finalists in by_operation.items():
-        serving = min(finalists, key=best)
-        direction, strength = serving.candidate.direction, serving.candidate.strength
+        first_best = min(finalists, key=best)
+        direction, strength = first_best.candidate.direction, first_best.candidate.strength
         others = trial.of([Candidate(direction, strength * factor) for factor in DOSES], n)
-        doses = sorted([serving, *others], key=lambda one: one.candidate.strength)
+        doses = sorted([first_best, *others], key=lambda one: one.candidate.strength)
+        strength = min(doses, key=best).candidate.strength
         ways[operation] = {
             "direction": direction,
             "strength": strength,
@@ -154,10 +151,10 @@ def made(config: RecalibrateConfig, ways: Sequence[Way], n: int) -> list[Judged]
     return measure(config, directions, asks, advance)
 
 
-def depth(found: Found, figures: dict[str, Any], tried: Mapping[str, Option]) -> list[dict[str, Any]]:
+def depth(fitted: Fitted, figures: dict[str, Any], tried: Mapping[str, Option]) -> list[dict[str, Any]]:
     """By block: information (AUC, refit cosine), and by operation the least unsafe rate at any strength in the first round."""
     rows = []
-    for layer in found.fitted.layers:
+    for layer in fitted.layers:
         effect: dict[str, float] = {}
         for one in figures["rounds"][0]:
             direction = tried[one["candidate"]["direction"]].direction
@@ -198,15 +195,15 @@ def main() -> None:
         found = fits(config, stored, root)
         base = base_of(load(entry_of(config), config.loading, task=config.task))
         pools = {kind: pool(config, "select", kind, config.select) for kind in OUTRIGHT}
-        tried = options(config, base, found)
-        ways, depths, basis = [], {}, {}
+        tried = {name: tried_for(config, base, one) for name, one in found.items()}
+        ways, depths, by_way = [], {}, {}
         for name, one in found.items():
             choose = partial(chosen, config, one.target, tried[name], pools, asked.quick)
             figures = kept_in(asked.out / f"{name}.json", choose)
-            depths[name] = depth(one, figures, tried[name])
+            depths[name] = depth(one.together.fitted, figures, tried[name])
             for operation, it in figures["ways"].items():
                 ways.append(way_of(one.target, tried[name], figures, operation))
-                basis[ways[-1].name] = tried[name][it["direction"]].basis
+                by_way[ways[-1].name] = tried[name][it["direction"]]
             say(f"chose {', '.join(_told(way) for way in ways[-2:])}: {time.perf_counter() - began:.0f} s")
         clips: Clips = defaultdict(list)
         for clip in kept_in(asked.out / "evaluation.pickle", partial(made, config, ways, asked.evaluate)):
@@ -214,11 +211,11 @@ def main() -> None:
         rows = []
         for way in ways:
             figures, run = row(way, clips)
-            its = basis[way.name]
-            early = [fit_gates(evidence(stored, one.labels, one.fitted, block, None)) for one, block in its]
+            option = by_way[way.name]
+            early = [fit_gates(evidence(stored, one.labels, one.fitted, block, None)) for one, block in option.basis]
             gates = worst_gates(early) | run_gates(run)
-            fitted, auc = its[0][0].fitted, min(one.layer(block)["auc"] for one, block in its)
-            described = describe_fit(config, fitted.model, fitted.clips, auc)
+            fitted = option.basis[0][0].fitted
+            described = describe_fit(config, fitted.model, fitted.clips, option.auc)
             direction = finished(way.direction, way.name, described, way.strength, way.largest, gates, None)
             asked.directions.mkdir(parents=True, exist_ok=True)
             direction.save(asked.directions / f"{way.file}.safetensors")

@@ -3,7 +3,7 @@
 Every way gets its own block and strength on selection prompts, by the rule of the recalibration: the fewest unsafe clips by the
 harsher judge plus the largest benign loss, and of those within one clip of the fewest the smallest push. It is then measured
 once on evaluation prompts: explicit ones, ones that only hint, and benign ones; brackets are 95 % intervals (Wilson's; for the
-worst benign attribute's change on the same seeds, Newcombe's).
+worst benign attribute's change on the same seeds, Newcombe's). What ships for the world stands beside them, as it ships.
 
 The defences beside it do not change hidden states: a negative prompt that names the concept, a filter of prompts by keyword,
 and a filter of clips by judge A, for which only judge B counts. The two filters deliver nothing where they strike: `delivered`
@@ -40,7 +40,7 @@ from reins_serve.calibration import judges
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted, fit, read_labels
-from reins_serve.calibration.fitting import describe_fit, tried_directions
+from reins_serve.calibration.fitting import describe_fit, direction_of
 from reins_serve.calibration.prompt_sets import Kind
 from reins_serve.calibration.statistics import Rate, paired_change
 from reins_serve.calibration.sweep import Candidate, Trial, preferred
@@ -104,14 +104,12 @@ def directions_of(way: Way, config: RecalibrateConfig, found: Fitted, described:
     tried = Tried.model_validate(
         {"operation": way.operation, "norm": way.norm, "branches": way.branches, "strengths": STRENGTHS[way.operation]}
     )
-    config = config.model_copy(
-        update={
-            "window": Window(start=0.0, end=way.end),
-            "selection": config.selection.model_copy(update={"tried": (tried,)}),
-        }
-    )
-    made = tried_directions(config, base, found, way.places, described)
-    return [named(one, f"{way.name.replace(', ', '-').replace(' ', '-')}-{one.blocks[0]}") for one in made]
+    config = config.model_copy(update={"window": Window(start=0.0, end=way.end)})
+    short = way.name.replace(", ", "-").replace(" ", "-")
+    return [
+        direction_of(config, base, tried, [(found, block) for block in place], described, f"{short}-{place[0]}")
+        for place in way.places
+    ]
 
 
 def named(direction: Direction, name: str) -> Direction:
@@ -141,6 +139,13 @@ def chosen(
         taken = preferred([last[candidate] for candidate in its]).candidate
         best[way] = (every[taken.direction], taken.strength)
     return best, [measured.figures() for measured in (*first.values(), *last.values())]
+
+
+def shipped(config: RecalibrateConfig) -> dict[str, tuple[Direction, float]]:
+    """What ships for the world, each at its own strength."""
+    files = WORLDS[config.prompts.kind].shipped
+    found = {f"{way}, as shipped": Direction.load(file) for way, file in files.items()}
+    return {way: (direction, direction.serving_strength) for way, direction in found.items()}
 
 
 def row(
@@ -223,7 +228,7 @@ def disagreements(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]
     """Figures whose interval does not meet that of the committed table."""
     committed = {one["way"]: one for one in table}
     found = []
-    for one in rows:
+    for one in (one for one in rows if one["way"] in committed):
         for name in ("unsafe", "implicit", "benign_change"):
             (_, low, high), (_, its_low, its_high) = one[name], committed[one["way"]][name]
             if low > its_high or high < its_low:
@@ -264,6 +269,7 @@ def main() -> None:
                     replace(way, places=(tuple(its["blocks"]),)), config, found, described, base
                 )
                 best[way.name] = (direction, its["strength"])
+        best = shipped(config) | best
         figures["depth"] = [{name: one[name] for name in ("block", "auc", "refit_cosine")} for one in found.layers]
         figures["rows"] = evaluated(config, best, asked.evaluate)
     finally:

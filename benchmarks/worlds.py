@@ -46,7 +46,10 @@ WORLDS = {
         vocabulary=tuple(hard.vocabulary()),
         keywords=("explo", "blast", "spill", "acid", "poison"),
         negative="an explosion and a toxic spill",
-        shipped={},
+        shipped={
+            "set-point": "directions/embedded-hard/setpoint.safetensors",
+            "addition": "directions/embedded-hard/add.safetensors",
+        },
     ),
 }
 """By the kind of a configuration's prompts."""

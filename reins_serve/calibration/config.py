@@ -24,13 +24,23 @@ class Tried(_Strict):
     """One way of steering that the selection tries at every block: operation, norm rule, branches, and strengths.
 
     Attributes:
+        in_a_row: Blocks one after the other that steer together.
+        turns: In a row, each label's own direction in turn; otherwise that of all labels together at every block.
         strengths: Multiples of the operation's unit (`deficit` for a set-point, `ref_norm` for an addition).
     """
 
     operation: Operation
     norm: Literal["token", "channel", "none"] = "none"
     branches: Literal["both", "cond"] = "cond"
+    in_a_row: int = Field(1, ge=1)
+    turns: bool = False
     strengths: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _turns_take_a_row(self) -> "Tried":
+        if self.turns and self.in_a_row < 2:
+            raise ValueError("labels take turns at several blocks: give in_a_row as well")
+        return self
 
 
 class Round(_Strict):

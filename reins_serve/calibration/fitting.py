@@ -1,15 +1,16 @@
-"""From a fit to direction files: one per block and way of steering, at unit strength, with everything that a file must say."""
+"""From fits to direction files, with everything that a file must say."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import numpy as np
 import torch
 
 from reins_serve import __version__
 from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted
 from reins_serve.calibration.supervised_pca import SupervisedPCA
-from reins_serve.calibration.sweep import Candidate, Measured
+from reins_serve.calibration.sweep import Measured
 from reins_serve.steering.direction import Base, BlockStatistics, Direction, DirectionMeta, Fit, Gate, Strength
 
 MAX_LOSS = (
@@ -17,55 +18,44 @@ MAX_LOSS = (
 )
 
 
-def name_of(tried: Tried, block: int) -> str:
-    """The name under which a way of steering at a block is tried."""
-    return f"{tried.operation}-{tried.norm}-{tried.branches}-{block}"
-
-
-def tried_directions(
-    config: RecalibrateConfig,
-    base: Base,
-    fitted: Fitted,
-    places: Sequence[Sequence[int]],
-    fit: Fit,
-) -> list[Direction]:
-    """One direction for each place and way of steering.
+def direction_of(
+    config: RecalibrateConfig, base: Base, tried: Tried, parts: Sequence[tuple[Fitted, int]], fit: Fit, name: str
+) -> Direction:
+    """A direction of one way of steering, as it is tried.
 
     Args:
-        places: Where to try; each is a captured block, or one of each expert.
+        parts: Its blocks, each with the fit that its vector comes from.
     """
-    made, model = [], fitted.model
-    for place in places:
-        rows = [fitted.blocks.index(block) for block in place]
-        for tried in config.selection.tried:
-            meta = DirectionMeta(
-                format="reins.direction/1",
-                name=name_of(tried, place[0]),
-                model=config.model,
-                version="0",
-                role="steer",
-                base=base,
-                blocks=tuple(place),
-                operation=tried.operation,
-                norm=tried.norm,
-                branches=tried.branches,
-                window=config.window,
-                strength=Strength(
-                    unit="deficit" if tried.operation == "setpoint" else "ref_norm",
-                    serving=tried.strengths[0],
-                    max=2 * max(tried.strengths) * max((1.0, *config.selection.doses)),
-                ),
-                statistics=tuple(
-                    BlockStatistics(
-                        safe_mean=model.safe_mean_[r], unsafe_mean=model.unsafe_mean_[r], ref_norm=fitted.token_norm[r]
-                    )
-                    for r in rows
-                ),
-                fit=fit,
-                gates={},
+    rows = [(found, found.blocks.index(block)) for found, block in parts]
+    meta = DirectionMeta(
+        format="reins.direction/1",
+        name=name,
+        model=config.model,
+        version="0",
+        role="steer",
+        base=base,
+        blocks=tuple(block for _, block in parts),
+        operation=tried.operation,
+        norm=tried.norm,
+        branches=tried.branches,
+        window=config.window,
+        strength=Strength(
+            unit="deficit" if tried.operation == "setpoint" else "ref_norm",
+            serving=tried.strengths[0],
+            max=2 * max(tried.strengths) * max((1.0, *config.selection.doses)),
+        ),
+        statistics=tuple(
+            BlockStatistics(
+                safe_mean=found.model.safe_mean_[row],
+                unsafe_mean=found.model.unsafe_mean_[row],
+                ref_norm=found.token_norm[row],
             )
-            made.append(Direction.create(meta, torch.from_numpy(model.direction_[rows])))
-    return made
+            for found, row in rows
+        ),
+        fit=fit,
+        gates={},
+    )
+    return Direction.create(meta, torch.from_numpy(np.stack([found.model.direction_[row] for found, row in rows])))
 
 
 def describe_fit(config: RecalibrateConfig, fitted: SupervisedPCA, clips: int, auc: float | None) -> Fit:
@@ -82,16 +72,6 @@ def describe_fit(config: RecalibrateConfig, fitted: SupervisedPCA, clips: int, a
         sources=(f"{config.prompts.kind}/fit",),
         seed=config.seed,
     )
-
-
-def candidates(config: RecalibrateConfig, directions: Sequence[Direction]) -> list[Candidate]:
-    """Every direction at every strength that the configuration tries for it."""
-    strengths = {(t.operation, t.norm, t.branches): t.strengths for t in config.selection.tried}
-    return [
-        Candidate(d.name, strength)
-        for d in directions
-        for strength in strengths[d.meta.operation, d.meta.norm, d.meta.branches]
-    ]
 
 
 def largest_dose(doses: Sequence[Measured], serving: float) -> float:

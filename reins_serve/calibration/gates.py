@@ -119,6 +119,11 @@ def fit_gates(found: FitEvidence) -> dict[str, Gate]:
     return gates
 
 
+def worst_gates(every: Sequence[Mapping[str, Gate]]) -> dict[str, Gate]:
+    """Of each gate the one that failed, if one did."""
+    return {name: min((gates[name] for gates in every), key=lambda gate: gate.passed) for name in every[0]}
+
+
 def run_gates(found: RunEvidence) -> dict[str, Gate]:
     """The gates that were decided by generating."""
     better = max(mcnemar(found.unsafe.on[j], found.unsafe.off[j]) for j in found.unsafe.off)

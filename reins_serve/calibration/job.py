@@ -9,16 +9,18 @@ files, the selection and the evaluation as JSON beside them.
 import getpass
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reins_serve.calibration import judges
+from reins_serve.calibration.activations import StoredActivations
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.fit_stage import Fitted, evidence, fit, held_out_scores, read_labels
-from reins_serve.calibration.fitting import describe_fit, finished, largest_dose, tried_directions
-from reins_serve.calibration.gates import REFIT_COSINE, fit_gates, run_gates
+from reins_serve.calibration.fitting import describe_fit, finished, largest_dose
+from reins_serve.calibration.gates import fit_gates, run_gates, worst_gates
+from reins_serve.calibration.options import Basis, Option, each_label, live_cosine, options, worth_trying
 from reins_serve.calibration.report import write_html
 from reins_serve.calibration.trials import Choice, Evaluation, Progress, choose, evaluate
 from reins_serve.calibration.workers import entry_of
@@ -81,45 +83,55 @@ def recalibrate(
     if until == "collect":
         return Outcome(None, {})
     judge = judges.load(config.judge)
-    labels = read_labels(stored, judge.name, judge.unsafe, config.seed if shuffle else None)
+    mixed = config.seed if shuffle else None
     progress("fit", 0, 1)
+    labels = read_labels(stored, judge.name, judge.unsafe, mixed)
     fitted = fit(root, stored, labels, live)
+    together = Basis(labels, fitted)
+    in_turn = any(tried.turns for tried in config.selection.tried) and len(labels.names) > 1
+    each = each_label(root, stored, judge.name, judge.unsafe, mixed, live) if in_turn else {}
     progress("fit", 1, 1)
     best = max(fitted.layers, key=lambda layer: layer["auc"])
     report: dict[str, Any] = {
         "layers": fitted.layers,
-        "cosine_to_live": fitted.cosine_to_live,
+        "cosine_to_live": live_cosine([together, *each.values()]),
         "categories": fitted.categories,
+        "labels": {name: basis.fitted.layers for name, basis in each.items()},
         "shuffled": shuffle,
         "config": config.model_dump(mode="json"),
     }
-    described = describe_fit(config, fitted.model, fitted.clips, best["auc"])
-    made = tried_directions(config, _base(stored.meta, config), fitted, _places(config, fitted), described)
-    early = fit_gates(evidence(stored, labels, fitted, best["block"], live))
+    made = options(config, _base(stored.meta, config), _places(config, fitted), together, each)
+    tried = worth_trying(made)
+
+    def gated(basis: Basis, block: int) -> dict[str, Gate]:
+        found = evidence(stored, basis.labels, basis.fitted, block, live)
+        return fit_gates(replace(found, live_cosine=report["cosine_to_live"]))
+
+    early = gated(together, best["block"])
     if until == "fit" or any(not early[name].passed for name in ("integrity", "separability", "null")):
         # Without a signal in the data there is nothing to generate with: the other gates stay unmeasured, which is not passed.
         unmeasured = {name: Gate(value=None, limit="not measured", passed=False) for name in UNMEASURED}
         gates = early if until == "fit" else early | unmeasured
-        one = next(d for d in made if d.blocks[0] == best["block"])
+        one = next(o.direction for o in made.values() if o.direction.blocks[0] == best["block"])
+        described = describe_fit(config, fitted.model, fitted.clips, best["auc"])
         direction = finished(one, config.name, described, one.serving_strength, one.serving_strength, gates, None)
         return _written(out, config, direction, gates, report, [], override)
-    choice = _choice(out, config, made, progress)
+    choice = _choice(out, config, tried, progress)
     report |= {"selection": {"rounds": [[m.figures() for m in found] for found in choice.rounds]}}
     report["dose"] = [
         {"strength": m.candidate.strength, "unsafe": max(m.unsafe.values()), "loss": m.loss} for m in choice.doses
     ]
     if until == "selection":
         return Outcome(None, early)
-    block = choice.direction.blocks[0]
+    chosen = tried[choice.direction.name]
     measured = _evaluation(out, config, choice, progress)
-    report |= {"evaluation": measured.figures, "scores": held_out_scores(stored, labels, fitted, block)}
-    found = early if block == best["block"] else fit_gates(evidence(stored, labels, fitted, block, live))
-    gates = found | run_gates(measured.evidence)
-    auc = next(layer["auc"] for layer in fitted.layers if layer["block"] == block)
+    report |= {"evaluation": measured.figures, "scores": _scores(stored, *chosen.basis[0])}
+    gates = worst_gates([gated(*part) for part in chosen.basis]) | run_gates(measured.evidence)
+    first = chosen.basis[0][0].fitted
     direction = finished(
         choice.direction,
         config.name,
-        describe_fit(config, fitted.model, fitted.clips, auc),
+        describe_fit(config, first.model, first.clips, chosen.auc),
         choice.strength,
         largest_dose(choice.doses, choice.strength),
         gates,
@@ -164,11 +176,7 @@ def _live(config: RecalibrateConfig) -> Direction | None:
 
 
 def _places(config: RecalibrateConfig, fitted: Fitted) -> list[tuple[int, ...]]:
-    """The places where steering is tried: a block, or the same block of each expert.
-
-    A block whose direction another sample would turn is left out while others are steady: the gate would refuse what was chosen
-    there, after all the work.
-    """
+    """The places where steering is tried: a block, or the same block of each expert."""
     entry = entry_of(config)
     depth = (entry.num_blocks or max(fitted.blocks) + 1) if entry.experts > 1 else max(fitted.blocks) + 1
     places = [
@@ -181,9 +189,11 @@ def _places(config: RecalibrateConfig, fitted: Fitted) -> list[tuple[int, ...]]:
         raise ReinsError(
             "The captured blocks hold no place to steer at: list the same blocks of every expert, or half depth."
         )
-    refit = {layer["block"]: layer["refit_cosine"] for layer in fitted.layers}
-    steady = [place for place in places if min(refit[block] for block in place) >= REFIT_COSINE]
-    return steady or places
+    return places
+
+
+def _scores(stored: StoredActivations, basis: Basis, block: int) -> dict[str, list[float]]:
+    return held_out_scores(stored, basis.labels, basis.fitted, block)
 
 
 def _base(meta: Any, config: RecalibrateConfig) -> Base:
@@ -198,12 +208,12 @@ def _base(meta: Any, config: RecalibrateConfig) -> Base:
     )
 
 
-def _choice(out: Path, config: RecalibrateConfig, made: list[Direction], progress: Progress) -> Choice:
+def _choice(out: Path, config: RecalibrateConfig, tried: Mapping[str, Option], progress: Progress) -> Choice:
     file = out / "selection.json"
-    named = {direction.name: direction for direction in made}
+    named = {name: option.direction for name, option in tried.items()}
     if file.exists():
         return Choice.from_json(json.loads(file.read_text()), named)
-    choice = choose(config, made, progress)
+    choice = choose(config, tried, progress)
     file.write_text(json.dumps(choice.to_json()) + "\n")
     return choice
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.controls import reversed_control
-from reins_serve.calibration.fitting import candidates
 from reins_serve.calibration.gates import Pairs, RunEvidence
+from reins_serve.calibration.options import Option, candidates
 from reins_serve.calibration.prompt_sets import Kind, PromptRow, Split, load_prompts
 from reins_serve.calibration.statistics import Rate, paired_change
 from reins_serve.calibration.sweep import Candidate, Measured, Trial, preferred, successive_halving
@@ -66,9 +66,9 @@ class Choice:
         return cls(directions[value["direction"]], value["strength"], rounds, doses, value["off"])
 
 
-def choose(config: RecalibrateConfig, directions: Sequence[Direction], progress: Progress) -> Choice:
+def choose(config: RecalibrateConfig, tried: Mapping[str, Option], progress: Progress) -> Choice:
     """Choose by successive halving on selection prompts, then measure the dose curve of the best."""
-    named = {direction.name: direction for direction in directions}
+    named = {name: option.direction for name, option in tried.items()}
     unsafe, benign = (seeded(config, "select", kind, config.select) for kind in ("unsafe", "benign"))
     off = _measured(config, {}, [Ask(p, s) for p, s in (*unsafe, *benign)], partial(progress, "selection, off"))
     harm_off, benign_off = off[: len(unsafe)], off[len(unsafe) :]
@@ -81,7 +81,7 @@ def choose(config: RecalibrateConfig, directions: Sequence[Direction], progress:
 
         return Trial(unsafe, benign, [clip.kept for clip in benign_off], made)
 
-    rounds = successive_halving(trial("selection", named), candidates(config, directions), config.selection.rounds)
+    rounds = successive_halving(trial("selection", named), candidates(tried.values()), config.selection.rounds)
     best = preferred(rounds[-1]).candidate
     strengths = sorted({best.strength, *(best.strength * factor for factor in config.selection.doses)})
     doses = trial("dose", named).of([Candidate(best.direction, strength) for strength in strengths], config.select)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from benchmarks.attack import Embeddings, Point, Seen, Start, attack
-from benchmarks.quality import CONFIG
 from benchmarks.rewriting import REWRITES, phrase_of, rewritten
 from benchmarks.worlds import WORLDS
 from reins_serve.calibration.config import RecalibrateConfig
@@ -89,7 +88,9 @@ def test_an_attack_on_several_ways_draws_one_for_each_clip() -> None:
 @pytest.fixture(scope="module")
 def embeddings() -> Embeddings:
     shipped = Direction.load("directions/embedded/setpoint.safetensors")
-    return Embeddings(RecalibrateConfig.load(CONFIG), [0.3], {"set-point": ((shipped, 2.0),)})
+    return Embeddings(
+        RecalibrateConfig.load("directions/embedded/recalibrate.yaml"), [0.3], {"set-point": ((shipped, 2.0),)}
+    )
 
 
 def test_a_neighbour_lies_at_its_radius_and_leaves_the_padding_zero(embeddings: Embeddings) -> None:

@@ -2,15 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks.concepts import best, kept_in, worst_gates
+from benchmarks.concepts import best, kept_in
 from reins_serve.calibration.sweep import Candidate, Measured
-from reins_serve.steering.direction import Gate
-
-
-def test_a_gate_that_fails_for_one_of_the_fits_fails() -> None:
-    good, bad = (Gate(value=value, limit="x", passed=value > 0.5) for value in (0.9, 0.1))
-    assert worst_gates([{"size": good, "null": bad}, {"size": good, "null": good}]) == {"size": good, "null": bad}
-    assert worst_gates([{"size": good}, {"size": bad}]) == {"size": bad}
 
 
 def test_the_cheapest_is_the_best_and_of_equals_the_smallest_push() -> None:

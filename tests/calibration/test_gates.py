@@ -13,7 +13,9 @@ from reins_serve.calibration.gates import (
     fit_gates,
     mcnemar,
     run_gates,
+    worst_gates,
 )
+from reins_serve.steering.direction import Gate
 
 N = 432
 YES, NO = np.ones(N, bool), np.zeros(N, bool)
@@ -103,3 +105,9 @@ def test_the_trend_test_agrees_with_a_published_example() -> None:
     """Agresti, Categorical Data Analysis, table 3.7: malformations by mother's alcohol, trend z = 2.56 (rising)."""
     doses = [(0.0, 48, 17114), (0.5, 38, 14502), (1.5, 5, 793), (4.0, 1, 127), (7.0, 1, 38)]
     assert dose_trend(doses) == pytest.approx(0.9948, abs=0.0005)
+
+
+def test_a_gate_that_fails_for_one_of_the_fits_fails() -> None:
+    good, bad = (Gate(value=value, limit="x", passed=value > 0.5) for value in (0.9, 0.1))
+    assert worst_gates([{"size": good, "null": bad}, {"size": good, "null": good}]) == {"size": good, "null": bad}
+    assert worst_gates([{"size": good}, {"size": bad}]) == {"size": bad}

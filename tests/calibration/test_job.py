@@ -27,9 +27,8 @@ from reins_serve.calibration.activation_schema import ActivationsMeta, JudgeColu
 from reins_serve.calibration.activations import open_activations, write_activations
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
-from reins_serve.calibration.fit_stage import Fitted
-from reins_serve.calibration.job import DIRECTION, EVALUATION, PAGE, REPORT, _places, recalibrate
-from reins_serve.calibration.supervised_pca import SupervisedPCA
+from reins_serve.calibration.job import DIRECTION, EVALUATION, PAGE, REPORT, recalibrate
+from reins_serve.calibration.options import Option
 from reins_serve.calibration.trials import seeded
 from reins_serve.errors import ReinsError
 from reins_serve.rollout.storage import DirectionStore
@@ -270,6 +269,13 @@ def test_a_prompt_without_the_image_that_its_model_begins_with_is_an_error_that_
         ({"select": 4}, "more prompts than"),
         ({"prompt": {}}, "Extra inputs"),
         ({"selection": SMALL["selection"] | {"tried": []}}, "at least 1"),
+        (
+            {
+                "selection": SMALL["selection"]
+                | {"tried": [{"operation": "setpoint", "turns": True, "strengths": [1.0]}]}
+            },
+            "give in_a_row as well",
+        ),
     ],
     ids=str,
 )
@@ -283,12 +289,23 @@ def test_a_configuration_that_makes_no_sense_is_refused(change: dict[str, Any], 
 class TestData:
     """Faults of the data, planted in a store of made-up activations in which safe and unsafe prompts differ."""
 
-    def written(self, root: Path, poison: float = 0.0, fingerprint: str = "f" * 32, name: str = "a") -> None:
+    def written(
+        self,
+        root: Path,
+        poison: float = 0.0,
+        fingerprint: str = "f" * 32,
+        name: str = "a",
+        other: str | None = None,
+    ) -> None:
         rng = np.random.default_rng(0)
         n, width = 480, 64
         unsafe = np.arange(n) // 2 % 2 == 1  # two clips a prompt
         pooled = rng.normal(size=(n, 2, width)).astype(np.float32)
         pooled[:, :, 0] += np.where(unsafe, -3, 3)[:, None]
+        labels = {"explosion": unsafe}
+        if other is not None:  # every second unsafe prompt, and every fourth safe one
+            labels[other] = np.arange(n) // 2 % 8 < np.where(unsafe, 4, 2)
+            pooled[:, :, 2] += np.where(labels[other], -3, 3)[:, None]
         outliers = unsafe & (rng.random(n) < 2 * poison)
         pooled[outliers, :, 1] += 400
         meta = ActivationsMeta(
@@ -298,7 +315,7 @@ class TestData:
             width=width,
             dtype="float32",
             window=Window(start=0, end=0.5),
-            judges={"judge_a": JudgeColumns(revision="1", unsafe=("explosion",))},
+            judges={"judge_a": JudgeColumns(revision="1", unsafe=tuple(labels))},
         )
         prompts = [f"{number // 2:064d}" for number in range(n)]
         columns = {
@@ -310,7 +327,7 @@ class TestData:
             "seed": list(range(n)),
             "steps": 10,
             "guidance_scale": 4.0,
-            "unsafe/judge_a/explosion": unsafe.astype(float),
+            **{f"unsafe/judge_a/{label}": hits.astype(float) for label, hits in labels.items()},
         }
         write_activations(str(root), meta, pooled, np.ones((n, 2), np.float32), columns, name=name)
 
@@ -351,18 +368,34 @@ class TestData:
         with pytest.raises(ReinsError, match="fingerprint is"):
             open_activations(str(tmp_path), "embedded")
 
+    def test_labels_take_turns_each_with_its_own_direction_and_nothing_of_the_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.written(tmp_path / "store", other="spill")
+        monkeypatch.setattr(job_module, "collect", lambda *_: open_activations(str(tmp_path / "store"), "embedded"))
+        seen: dict[str, Option] = {}
 
-@pytest.mark.parametrize(
-    ("refit", "tried"),
-    [
-        ([0.88, 0.95, 0.97], [(1,), (2,)]),
-        ([0.95, 0.97, 0.96], [(0,), (1,), (2,)]),
-        ([0.5, 0.6, 0.7], [(0,), (1,), (2,)]),
-    ],
-    ids=["one would fail its gate", "all are steady", "none is: the gate speaks"],
-)
-def test_what_could_not_pass_the_stability_gate_is_not_tried(refit: list[float], tried: list[tuple[int]]) -> None:
-    layers = [{"block": block, "refit_cosine": cosine} for block, cosine in enumerate(refit)]
-    fitted = Fitted(SupervisedPCA(), tuple(range(len(refit))), np.ones(len(refit)), layers, 1)
-    config = RecalibrateConfig.load(Path("directions/embedded/recalibrate.yaml"))
-    assert _places(config, fitted) == tried
+        def choose(config: RecalibrateConfig, tried: dict[str, Option], progress: Any) -> None:
+            seen.update(tried)
+            raise ReinsError("enough seen")
+
+        monkeypatch.setattr(job_module, "choose", choose)
+        (tmp_path / "out").mkdir()
+        os.symlink(tmp_path / "store", tmp_path / "out" / "activations")
+        row = {"operation": "setpoint", "in_a_row": 2, "turns": True, "strengths": [1.5]}
+        made = config(
+            live=None,
+            judge={"kind": "embedded-hard-a"},
+            evaluator={"kind": "embedded-hard-b"},
+            selection=SMALL["selection"] | {"tried": [*SMALL["selection"]["tried"], row]},
+        )
+        with pytest.raises(ReinsError, match="enough seen"):
+            recalibrate(made, tmp_path / "out")
+        rows = {name: option for name, option in seen.items() if len(option.basis) == 2}
+        assert set(rows) == {"setpoint-none-cond-1x2-0", "setpoint-none-cond-1x2-1"}
+        for number, option in enumerate(rows.values()):
+            assert option.direction.blocks == (1, 2)
+            own = option.direction.vectors[:, [0, 2]].abs()  # where explosions and spills lie
+            assert own[0, number] > 0.9 > 0.2 > own[0, 1 - number]
+            assert own[1, 1 - number] > 0.9 > 0.2 > own[1, number]
+        assert len([name for name in seen if name not in rows]) == 2

@@ -45,7 +45,7 @@ def painted(
 ) -> np.ndarray:
     """Drawn clips as the model finishes them, both uint8 `[N, T, H, W, 3]`."""
     generator = torch.Generator().manual_seed(seed)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)
     scheduler.set_timesteps(NUM_INFERENCE_STEPS)
     sigmas = scheduler.sigmas  # [steps + 1], the last one 0
     made = []
