@@ -42,7 +42,7 @@ from reins_serve.calibration.controls import reversed_control
 from reins_serve.calibration.fit_stage import Fitted, evidence
 from reins_serve.calibration.fitting import describe_fit, finished, largest_dose
 from reins_serve.calibration.gates import fit_gates, run_gates, worst_gates
-from reins_serve.calibration.options import Option, candidates
+from reins_serve.calibration.options import Option, candidates, worth_trying
 from reins_serve.calibration.sweep import Candidate, Measured, Trial
 from reins_serve.calibration.workers import Ask, Judged, entry_of, measure
 from reins_serve.models.loading import load
@@ -54,12 +54,18 @@ TOLD = 1_000  # clips between two lines of progress
 
 
 def chosen(
-    config: RecalibrateConfig, target: Target, tried: Mapping[str, Option], pools: dict[str, list[Seeded]], quick: int
+    config: RecalibrateConfig,
+    target: Target,
+    tried: Mapping[str, Option],
+    pools: dict[str, list[Seeded]],
+    quick: int,
+    file: Path,
 ) -> dict[str, Any]:
     """The best direction and strength of each operation, JSON-ready, with every figure on the way there.
 
-    All of them go through the first round, for what it says of the depth. Steady ones go on, as in the recalibration: the gates
-    would refuse a direction that another sample of prompts would turn.
+    All of them go through the first round, which `file` keeps, for what it says of the depth. Of each kind the best directions go
+    on, each at its best strength; only steady ones, as in the recalibration: the gates would refuse a direction that another
+    sample of prompts would turn.
     """
     n = config.select
     unsafe, benign = (in_turn([pools[kind] for kind in kinds], n) for kinds in (target.asked, target.beside))
@@ -71,14 +77,15 @@ def chosen(
 
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
     trial = Trial(unsafe, benign, [clip.kept for clip in off[n:]], counted)
-    first = trial.of(candidates(tried.values()), quick)
-    by_kind: dict[str, list[Measured]] = defaultdict(list)
+    figures = kept_in(file, lambda: [one.figures() for one in trial.of(candidates(tried.values()), quick)])
+    first = [measured_of(one) for one in figures]
+    by_kind: dict[str, dict[str, Candidate]] = defaultdict(dict)
+    able = worth_trying(tried)
     for one in sorted(first, key=best):
-        by_kind[kind_of_option(tried[one.candidate.direction])].append(one)
-    left = []
-    for its in by_kind.values():
-        kept = [one for one in its if tried[one.candidate.direction].steady] or its
-        left += [one.candidate for one in kept[:FINALISTS]]
+        name = one.candidate.direction
+        if name in able:
+            by_kind[kind_of_option(tried[name])].setdefault(name, one.candidate)
+    left = [candidate for its in by_kind.values() for candidate in list(its.values())[:FINALISTS]]
     by_operation: dict[str, list[Measured]] = defaultdict(list)
     second = trial.of(left, n)
     for one in second:
@@ -98,6 +105,12 @@ def chosen(
         }
     rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:n]])) for judge in off[0].unsafe)
     return {"n": n, "off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
+
+
+def measured_of(figures: dict[str, Any]) -> Measured:
+    """From its figures."""
+    kept = {name: value for name, value in figures.items() if name != "cost"}
+    return Measured(**kept | {"candidate": Candidate(**figures["candidate"])})
 
 
 def best(one: Measured) -> tuple[float, float]:
@@ -198,7 +211,9 @@ def main() -> None:
         tried = {name: tried_for(config, base, one) for name, one in found.items()}
         ways, depths, by_way = [], {}, {}
         for name, one in found.items():
-            choose = partial(chosen, config, one.target, tried[name], pools, asked.quick)
+            choose = partial(
+                chosen, config, one.target, tried[name], pools, asked.quick, asked.out / f"{name}-first.json"
+            )
             figures = kept_in(asked.out / f"{name}.json", choose)
             depths[name] = depth(one.together.fitted, figures, tried[name])
             for operation, it in figures["ways"].items():
