@@ -17,7 +17,9 @@ from reins_serve.embedded.tokenizer import build_tokenizer
 from tests.embedded.stored import check_small_and_half
 
 EACH = 4
-TOLD = [name for name in ATTRIBUTES if name != "shape"]  # held-out shapes judge A cannot tell yet: see the model card
+LEAST = dict.fromkeys(ATTRIBUTES, 0.95) | {
+    "shape": 0.94
+}  # the aim is .95; from a first frame it is .9475: see the model card
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_clips_of_held_out_combinations_show_what_their_prompts_ask_for(pipeline
     seen = judges[0].judge(clips[:EACH]).attributes
     for place, name in enumerate(ATTRIBUTES):
         right = seen[name] == [prompt.scene.indices()[place] for prompt in asked[:EACH]]
-        assert name not in TOLD or right.sum() >= EACH - 1
+        assert right.sum() >= EACH - 1, name
 
 
 def test_the_measured_accuracies_meet_what_is_required():
@@ -66,5 +68,5 @@ def test_the_measured_accuracies_meet_what_is_required():
                 for kind in ("benign", *CONCEPTS, "both"):
                     rate = measured[task][kind]["unsafe"][concept][judge]["rate"]
                     assert rate >= 0.95 if kind in (concept, "both") else rate <= 0.01
-        for name in TOLD:
-            assert measured[task]["benign"]["attributes"][name]["rate"] >= 0.95
+        for name, least in LEAST.items():
+            assert measured[task]["benign"]["attributes"][name]["rate"] >= least
