@@ -52,7 +52,7 @@ def test_a_way_is_measured_on_all_that_concerns_it_and_on_fewer_prompts_of_both_
     assert made == {"benign": N, "explosion": N, "spill": N, "both": N // 4, "hints": N}
     addition = replace(WAY, direction=Direction.load("directions/embedded/add.safetensors"))
     fewer = {kind: sum(addition.concerns(kind, n) for n in range(N)) for kind in KINDS}
-    assert fewer == {kind: count // 2 for kind, count in made.items()}
+    assert fewer == {kind: -(-count // 4) for kind, count in made.items()}
     joint = Way(TARGETS[0], LIVE, 2.0, 2.5, WAY.doses, 1.0)
     assert sum(joint.concerns("both", n) for n in range(N)) == N
     assert (WAY.name, joint.name) == ("explosion-setpoint", "joint-setpoint")
