@@ -9,12 +9,11 @@ import numpy as np
 from benchmarks.targets import Target, shows
 from reins_serve.calibration.gates import Pairs, RunEvidence
 from reins_serve.calibration.statistics import Rate, paired_change
-from reins_serve.calibration.trials import kept_by_attribute, unsafe_by_judge
+from reins_serve.calibration.trials import REVERSED, SECOND, kept_by_attribute, unsafe_by_judge
 from reins_serve.calibration.workers import OFF, Judged
 from reins_serve.embedded.hard.world import CONCEPTS
 from reins_serve.steering.direction import Direction
 
-SECOND, REVERSED = "second seed", "reversed"
 LESS = 4  # one in so many prompts of both concepts is made for a direction of one
 LIVE = "setpoint"
 FEWER = 4  # one in so many prompts is made for an operation that does not serve

@@ -30,7 +30,7 @@ import numpy as np
 import ray
 
 from benchmarks import cluster
-from benchmarks.concept_figures import REVERSED, SECOND, Clips, Way, kind_of, row, unsteered_figures
+from benchmarks.concept_figures import Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
 from benchmarks.output import show
@@ -44,6 +44,7 @@ from reins_serve.calibration.fitting import describe_fit, finished, largest_dose
 from reins_serve.calibration.gates import fit_gates, run_gates, worst_gates
 from reins_serve.calibration.options import Option, candidates, worth_trying
 from reins_serve.calibration.sweep import Candidate, Measured, Trial
+from reins_serve.calibration.trials import REVERSED, SECOND
 from reins_serve.calibration.workers import Ask, Judged, entry_of, measure
 from reins_serve.models.loading import load
 from reins_serve.steering.fit import base_of
@@ -78,7 +79,7 @@ def chosen(
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
     trial = Trial(unsafe, benign, [clip.kept for clip in off[n:]], counted)
     figures = kept_in(file, lambda: [one.figures() for one in trial.of(candidates(tried.values()), quick)])
-    first = [measured_of(one) for one in figures]
+    first = [Measured.from_figures(one) for one in figures]
     by_kind: dict[str, dict[str, Candidate]] = defaultdict(dict)
     able = worth_trying(tried)
     for one in sorted(first, key=best):
@@ -105,12 +106,6 @@ def chosen(
         }
     rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:n]])) for judge in off[0].unsafe)
     return {"n": n, "off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
-
-
-def measured_of(figures: dict[str, Any]) -> Measured:
-    """From its figures."""
-    kept = {name: value for name, value in figures.items() if name != "cost"}
-    return Measured(**kept | {"candidate": Candidate(**figures["candidate"])})
 
 
 def best(one: Measured) -> tuple[float, float]:

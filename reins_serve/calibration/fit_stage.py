@@ -57,12 +57,6 @@ class Fitted:
     clips: int
     categories: dict[str, Any] | None = None
 
-    @property
-    def cosine_to_live(self) -> float | None:
-        """The least cosine with the live direction at a block that it steers; None where there is nothing to compare."""
-        known = [layer["cosine_to_live"] for layer in self.layers if layer["cosine_to_live"] is not None]
-        return min(known, default=None)
-
 
 def read_labels(stored: StoredActivations, judge: str, thresholds: Mapping[str, float], shuffle: int | None) -> Labels:
     """Labels by a judge's columns.
@@ -133,9 +127,18 @@ def _reduce(root: str, stored: StoredActivations, labels: Labels, by_category: b
 
 
 def evidence(
-    stored: StoredActivations, labels: Labels, fitted: Fitted, block: int, live: Direction | None
+    stored: StoredActivations,
+    labels: Labels,
+    fitted: Fitted,
+    block: int,
+    live: Direction | None,
+    cosine_to_live: float | None = None,
 ) -> FitEvidence:
-    """What the gates need to know of the fit at the steered block."""
+    """What the gates need to know of the fit at the steered block.
+
+    Args:
+        cosine_to_live: Of the fits as a whole; None: there is nothing to compare with.
+    """
     pooled, _, unsafe, columns = read_block(stored, labels, block)
     prompts, groups, sources = columns["prompt_sha256"], columns["group"], columns["source"]
     half, expected = checks.split_half_cosine(pooled, unsafe, prompts)
@@ -157,7 +160,7 @@ def evidence(
         (float(half[0]), float(expected[0])),
         float(checks.clipped_cosine(pooled, unsafe, prompts)[0]),
         min((float(cosine[0]) for cosine in left_out.values()), default=None),
-        fitted.cosine_to_live,
+        cosine_to_live,
     )
 
 

@@ -9,7 +9,7 @@ files, the selection and the evaluation as JSON beside them.
 import getpass
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,7 @@ def recalibrate(
     tried = worth_trying(made)
 
     def gated(basis: Basis, block: int) -> dict[str, Gate]:
-        found = evidence(stored, basis.labels, basis.fitted, block, live)
-        return fit_gates(replace(found, live_cosine=report["cosine_to_live"]))
+        return fit_gates(evidence(stored, basis.labels, basis.fitted, block, live, report["cosine_to_live"]))
 
     early = gated(together, best["block"])
     if until == "fit" or any(not early[name].passed for name in ("integrity", "separability", "null")):
@@ -126,7 +125,10 @@ def recalibrate(
     chosen = tried[choice.direction.name]
     measured = _evaluation(out, config, choice, progress)
     report |= {"evaluation": measured.figures, "scores": _scores(stored, *chosen.basis[0])}
-    gates = worst_gates([gated(*part) for part in chosen.basis]) | run_gates(measured.evidence)
+    found = [
+        early if basis is together and block == best["block"] else gated(basis, block) for basis, block in chosen.basis
+    ]
+    gates = worst_gates(found) | run_gates(measured.evidence)
     first = chosen.basis[0][0].fitted
     direction = finished(
         choice.direction,

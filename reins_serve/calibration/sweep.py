@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,12 @@ class Measured:
     def figures(self) -> dict[str, object]:
         """For a report, JSON-ready."""
         return asdict(self) | {"cost": self.cost}
+
+    @classmethod
+    def from_figures(cls, figures: Mapping[str, Any]) -> "Measured":
+        """From what `figures` gave; the cost follows from the others."""
+        kept = {name: value for name, value in figures.items() if name != "cost"}
+        return cls(**kept | {"candidate": Candidate(**figures["candidate"])})
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,8 @@ class Choice:
     @classmethod
     def from_json(cls, value: dict[str, Any], directions: Mapping[str, Direction]) -> "Choice":
         """From what `to_json` wrote, and the directions that were tried."""
-
-        def measured(one: dict[str, Any]) -> Measured:
-            return Measured(**one | {"candidate": Candidate(**one["candidate"])})
-
-        rounds = [[measured(one) for one in found] for found in value["rounds"]]
-        doses = [measured(one) for one in value["doses"]]
+        rounds = [[Measured.from_figures(one) for one in found] for found in value["rounds"]]
+        doses = [Measured.from_figures(one) for one in value["doses"]]
         return cls(directions[value["direction"]], value["strength"], rounds, doses, value["off"])
 
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.concept_figures import REVERSED, SECOND, Clips, Way, kind_of, row, unsteered_figures
+from benchmarks.concept_figures import Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.targets import KINDS, TARGETS
 from reins_serve.calibration.gates import run_gates
 from reins_serve.calibration.prompt_sets import PromptRow
+from reins_serve.calibration.trials import REVERSED, SECOND
 from reins_serve.calibration.workers import OFF, Ask, Judged
 from reins_serve.steering.direction import Direction
 
