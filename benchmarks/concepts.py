@@ -3,11 +3,12 @@
 It takes a recalibration's configuration of that world, from text or from a first frame. One collection of un-steered clips is
 labelled by concept and serves every fit (`concept_fits`). Block, blocks and strength are chosen on selection prompts: the fewest
 unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest push;
-the strength once more among the doses around the chosen one, because the first round is too short to keep the right one.
-There is no leeway of a clip as in the recalibration: it is more than the .03 that is asked for. Then everything is measured
-once on evaluation prompts, whose combinations of attributes the model never saw: `--evaluate` of each kind (benign, each
-concept, both), fewer of those that concern a direction less, and a quarter of them for the addition, which does not serve. The
-gates are the recalibration's, on these figures; the directions go to `--directions`.
+the strength once more among the doses around the chosen one, on every selection prompt for the operation that serves, because
+the first rounds are too short to keep the right one. There is no leeway of a clip as in the recalibration: it is more than the
+.03 that is asked for. Then everything is measured once on evaluation prompts, whose combinations of attributes the model never
+saw: `--evaluate` of each kind (benign, each concept, both), fewer of those that concern a direction less, and a quarter of them
+for the addition, which does not serve. `--draw` takes other wordings, phrases and seeds of the same combinations, where the
+first have been looked at. The gates are the recalibration's, on these figures; the directions go to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped.
 """
@@ -30,7 +31,7 @@ import numpy as np
 import ray
 
 from benchmarks import cluster
-from benchmarks.concept_figures import Clips, Way, kind_of, row, unsteered_figures
+from benchmarks.concept_figures import LIVE, Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
 from benchmarks.output import show
@@ -50,7 +51,7 @@ from reins_serve.models.loading import load
 from reins_serve.steering.fit import base_of
 
 FINALISTS = 2  # of each kind
-DOSES = (0.75, 1.5)
+DOSES = (0.75, 1.0, 1.25, 1.5, 2.0)  # of the strength that the second round prefers
 TOLD = 1_000  # clips between two lines of progress
 
 
@@ -64,12 +65,13 @@ def chosen(
 ) -> dict[str, Any]:
     """The best direction and strength of each operation, JSON-ready, with every figure on the way there.
 
-    All of them go through the first round, which `file` keeps, for what it says of the depth. Of each kind the best directions go
-    on, each at its best strength; only steady ones, as in the recalibration: the gates would refuse a direction that another
-    sample of prompts would turn.
+    All of them go through the first round, for what it says of the depth. Of each kind the best directions go on, each at its
+    best strength; only steady ones, as in the recalibration: the gates would refuse a direction that another sample of prompts
+    would turn. Files beside `file` keep both rounds.
     """
     n = config.select
-    unsafe, benign = (in_turn([pools[kind] for kind in kinds], n) for kinds in (target.asked, target.beside))
+    every = n * len(target.asked)
+    unsafe, benign = (in_turn([pools[kind] for kind in kinds], every) for kinds in (target.asked, target.beside))
 
     def counted(asks: Sequence[Ask]) -> list[Judged]:
         used = {ask.direction for ask in asks}
@@ -77,9 +79,14 @@ def chosen(
         return [target.as_counted(clip) for clip in measure(config, directions, asks)]
 
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
-    trial = Trial(unsafe, benign, [clip.kept for clip in off[n:]], counted)
-    figures = kept_in(file, lambda: [one.figures() for one in trial.of(candidates(tried.values()), quick)])
-    first = [Measured.from_figures(one) for one in figures]
+    trial = Trial(unsafe, benign, [clip.kept for clip in off[every:]], counted)
+
+    def kept_round(which: str, candidates: Sequence[Candidate], n: int) -> list[Measured]:
+        stored = file.with_name(f"{file.stem}-{which}.json")
+        figures = kept_in(stored, lambda: [one.figures() for one in trial.of(candidates, n)])
+        return [Measured.from_figures(one) for one in figures]
+
+    first = kept_round("first", candidates(tried.values()), quick)
     by_kind: dict[str, dict[str, Candidate]] = defaultdict(dict)
     able = worth_trying(tried)
     for one in sorted(first, key=best):
@@ -88,24 +95,23 @@ def chosen(
             by_kind[kind_of_option(tried[name])].setdefault(name, one.candidate)
     left = [candidate for its in by_kind.values() for candidate in list(its.values())[:FINALISTS]]
     by_operation: dict[str, list[Measured]] = defaultdict(list)
-    second = trial.of(left, n)
+    second = kept_round("second", left, n)
     for one in second:
         by_operation[tried[one.candidate.direction].direction.operation].append(one)
     ways = {}
     for operation, finalists in by_operation.items():
-        first_best = min(finalists, key=best)
-        direction, strength = first_best.candidate.direction, first_best.candidate.strength
-        others = trial.of([Candidate(direction, strength * factor) for factor in DOSES], n)
-        doses = sorted([first_best, *others], key=lambda one: one.candidate.strength)
+        preferred = min(finalists, key=best).candidate
+        asked = [Candidate(preferred.direction, preferred.strength * factor) for factor in DOSES]
+        doses = trial.of(asked, every if operation == LIVE else n)
         strength = min(doses, key=best).candidate.strength
         ways[operation] = {
-            "direction": direction,
+            "direction": preferred.direction,
             "strength": strength,
             "largest": largest_dose(doses, strength),
             "doses": [one.figures() for one in doses],
         }
-    rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:n]])) for judge in off[0].unsafe)
-    return {"n": n, "off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
+    rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:every]])) for judge in off[0].unsafe)
+    return {"off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
 
 
 def best(one: Measured) -> tuple[float, float]:
@@ -115,28 +121,28 @@ def best(one: Measured) -> tuple[float, float]:
 
 def way_of(target: Target, tried: Mapping[str, Option], figures: dict[str, Any], operation: str) -> Way:
     """The way that `chosen` found."""
-    n, it = figures["n"], figures["ways"][operation]
-    doses = [(0.0, round(figures["off"] * n), n)]
-    doses += [(d["candidate"]["strength"], round(max(d["unsafe"].values()) * n), n) for d in it["doses"]]
+    it = figures["ways"][operation]
+    doses = [(d["candidate"]["strength"], max(d["unsafe"].values()), d["n"]) for d in it["doses"]]
+    doses = [(0.0, figures["off"], doses[0][2]), *doses]
     serving = next(d for d in it["doses"] if d["candidate"]["strength"] == it["strength"])
     return Way(
         target,
         tried[it["direction"]].direction,
         it["strength"],
         it["largest"],
-        tuple(doses),
+        tuple((strength, round(rate * n), n) for strength, rate, n in doses),
         float(serving["displacement"]),
     )
 
 
-def made(config: RecalibrateConfig, ways: Sequence[Way], n: int) -> list[Judged]:
+def made(config: RecalibrateConfig, ways: Sequence[Way], n: int, draw: int) -> list[Judged]:
     """Clips of `n` evaluation prompts of each kind: off, on, benign ones off with another seed, hints reversed."""
     turned = {way.name: reversed_control(way.direction, way.displacement) for way in ways}
     directions = {way.name: named(way.direction, way.name) for way in ways}
     directions |= {f"{name}-{REVERSED}": named(control, f"{name}-{REVERSED}") for name, control in turned.items()}
     asks: list[Ask] = []
     for kind in KINDS:
-        for number, (prompt, seed) in enumerate(pool(config, "evaluate", kind, n // 3 if kind == "hints" else n)):
+        for number, (prompt, seed) in enumerate(pool(config, "evaluate", kind, n // 3 if kind == "hints" else n, draw)):
             its = [Ask(prompt, seed)]
             asked = [way for way in ways if way.concerns(kind, number)]
             if kind in OUTRIGHT:
@@ -187,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a recalibration's configuration of the harder world")
     parser.add_argument("--evaluate", type=int, default=402, help="evaluation prompts of each kind")
+    parser.add_argument("--draw", type=int, default=0, help="another draw of wordings, phrases and seeds")
     parser.add_argument("--quick", type=int, default=6, help="selection prompts of each kind in the first round")
     parser.add_argument("--out", type=Path, required=True, help="folder that keeps the work")
     parser.add_argument("--directions", type=Path, required=True, help="folder for the directions")
@@ -206,17 +213,15 @@ def main() -> None:
         tried = {name: tried_for(config, base, one) for name, one in found.items()}
         ways, depths, by_way = [], {}, {}
         for name, one in found.items():
-            choose = partial(
-                chosen, config, one.target, tried[name], pools, asked.quick, asked.out / f"{name}-first.json"
-            )
-            figures = kept_in(asked.out / f"{name}.json", choose)
+            file = asked.out / f"{name}.json"
+            figures = kept_in(file, partial(chosen, config, one.target, tried[name], pools, asked.quick, file))
             depths[name] = depth(one.together.fitted, figures, tried[name])
             for operation, it in figures["ways"].items():
                 ways.append(way_of(one.target, tried[name], figures, operation))
                 by_way[ways[-1].name] = tried[name][it["direction"]]
             say(f"chose {', '.join(_told(way) for way in ways[-2:])}: {time.perf_counter() - began:.0f} s")
         clips: Clips = defaultdict(list)
-        for clip in kept_in(asked.out / "evaluation.pickle", partial(made, config, ways, asked.evaluate)):
+        for clip in kept_in(asked.out / "evaluation.pickle", partial(made, config, ways, asked.evaluate, asked.draw)):
             clips[kind_of(clip), clip.ask.condition].append(clip)
         rows = []
         for way in ways:
@@ -234,7 +239,8 @@ def main() -> None:
         ray.shutdown()
     figures = {
         "machine": describe(),
-        "setting": {"config": asked.config, "evaluate": asked.evaluate, "quick": asked.quick, "seed": config.seed},
+        "setting": {"config": asked.config, "evaluate": asked.evaluate, "quick": asked.quick, "seed": config.seed}
+        | {"draw": asked.draw},
         "task": (config.task or entry_of(config).tasks[0]),
         "off": unsteered_figures(clips),
         "rows": rows,

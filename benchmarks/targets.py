@@ -15,6 +15,7 @@ KINDS = (*OUTRIGHT, "hints")
 """The same, and prompts that only hint, at either concept in turn."""
 THRESHOLD = 0.5
 SEED_RANGE = 10_000_000
+DRAW = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,17 @@ def asks_for(prompt: PromptRow, concept: str) -> bool:
 Seeded = tuple[PromptRow, int]
 
 
-def pool(config: RecalibrateConfig, split: Split, kind: str, n: int) -> list[Seeded]:
-    """`n` prompts of a split and kind with a seed each; no two splits or kinds share a seed, and each seed's next is free."""
+def pool(config: RecalibrateConfig, split: Split, kind: str, n: int, draw: int = 0) -> list[Seeded]:
+    """`n` prompts of a split and kind with a seed each; no two splits, kinds or draws share a seed, and each seed's next is free.
+
+    `draw`: another one takes other wordings and phrases too.
+    """
     assert isinstance(config.prompts, HarderPrompts)
     asked = CONCEPTS if kind in ("benign", "hints") else (kind,)
     prompts = config.prompts.model_copy(update={"asked": asked, "beside": ()})
     sort = {"benign": "benign", "hints": "implicit"}.get(kind, "unsafe")
-    first = (config.seed * 100 + 20 + SPLITS.index(split) * len(KINDS) + KINDS.index(kind)) * SEED_RANGE
-    rows = load_prompts(prompts, split, sort, n, config.seed)  # type: ignore[arg-type]
+    first = (config.seed * 100 + 20 + SPLITS.index(split) * len(KINDS) + KINDS.index(kind)) * SEED_RANGE + draw * DRAW
+    rows = load_prompts(prompts, split, sort, n, config.seed + DRAW * draw)  # type: ignore[arg-type]
     return [(row, first + 2 * number) for number, row in enumerate(rows)]
 
 

@@ -67,3 +67,11 @@ def test_pools_share_no_seed_and_hold_what_they_are_named_for(path: str) -> None
 def test_prompts_come_from_each_pool_in_turn() -> None:
     rows = {kind: [(PromptRow(text=f"{kind} {n}", split="select"), n) for n in range(3)] for kind in "ab"}
     assert [prompt.text for prompt, _ in in_turn(list(rows.values()), 3)] == ["a 0", "b 0", "a 1"]
+
+
+def test_another_draw_shows_the_same_combinations_with_other_seeds_and_words() -> None:
+    config = RecalibrateConfig.load(CONFIGS[0])
+    first, other = (pool(config, "evaluate", "both", 160, draw) for draw in (0, 1))
+    assert {prompt.group for prompt, _ in first} == {prompt.group for prompt, _ in other}
+    assert not {seed + extra for _, seed in first for extra in (0, 1)} & {seed for _, seed in other}
+    assert len({prompt.text for prompt, _ in first} - {prompt.text for prompt, _ in other}) > 80
