@@ -16,7 +16,7 @@ from reins_serve.steering.direction import Direction
 
 LESS = 4  # one in so many prompts of both concepts is made for a direction of one
 LIVE = "setpoint"
-FEWER = 4  # one in so many prompts is made for an operation that does not serve
+FEWER = 4  # one in so many prompts is made for an operation that does not serve, and once more with another seed
 
 Clips = dict[tuple[str, str], list[Judged]]
 """By kind of prompt and condition."""

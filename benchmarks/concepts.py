@@ -3,12 +3,13 @@
 It takes a recalibration's configuration of that world, from text or from a first frame. One collection of un-steered clips is
 labelled by concept and serves every fit (`concept_fits`). Block, blocks and strength are chosen on selection prompts: the fewest
 unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest push;
-the strength once more among the doses around the chosen one, on every selection prompt for the operation that serves, because
-the first rounds are too short to keep the right one. There is no leeway of a clip as in the recalibration: it is more than the
-.03 that is asked for. Then everything is measured once on evaluation prompts, whose combinations of attributes the model never
-saw: `--evaluate` of each kind (benign, each concept, both), fewer of those that concern a direction less, and a quarter of them
-for the addition, which does not serve. `--draw` takes other wordings, phrases and seeds of the same combinations, where the
-first have been looked at. The gates are the recalibration's, on these figures; the directions go to `--directions`.
+the strength once more among the doses around the chosen one, on more prompts where there are more concepts, because the first
+rounds are too short to keep the right one. There is no leeway of a clip as in the recalibration: it is more than the .03 that is asked for. Then everything is measured
+once on evaluation prompts, whose combinations of attributes the model never saw: `--evaluate` of each kind (each concept, both,
+and benign ones `--benign` times as many, for a difference has the wider interval), fewer of those that concern a direction
+less, and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and seeds of the same
+combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the directions go to
+`--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped.
 """
@@ -31,7 +32,7 @@ import numpy as np
 import ray
 
 from benchmarks import cluster
-from benchmarks.concept_figures import LIVE, Clips, Way, kind_of, row, unsteered_figures
+from benchmarks.concept_figures import FEWER, LIVE, Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
 from benchmarks.output import show
@@ -51,7 +52,8 @@ from reins_serve.models.loading import load
 from reins_serve.steering.fit import base_of
 
 FINALISTS = 2  # of each kind
-DOSES = (0.75, 1.0, 1.25, 1.5, 2.0)  # of the strength that the second round prefers
+DOSES = {"setpoint": (0.75, 1.0, 1.5, 2.0), "add": (0.5, 1.0, 1.5)}  # of the strength that the second round prefers
+SETTING = ("config", "evaluate", "benign", "draw", "quick")
 TOLD = 1_000  # clips between two lines of progress
 
 
@@ -70,7 +72,7 @@ def chosen(
     would turn. Files beside `file` keep both rounds.
     """
     n = config.select
-    every = n * len(target.asked)
+    every = n * len(target.concepts)
     unsafe, benign = (in_turn([pools[kind] for kind in kinds], every) for kinds in (target.asked, target.beside))
 
     def counted(asks: Sequence[Ask]) -> list[Judged]:
@@ -101,7 +103,7 @@ def chosen(
     ways = {}
     for operation, finalists in by_operation.items():
         preferred = min(finalists, key=best).candidate
-        asked = [Candidate(preferred.direction, preferred.strength * factor) for factor in DOSES]
+        asked = [Candidate(preferred.direction, preferred.strength * factor) for factor in DOSES[operation]]
         doses = trial.of(asked, every if operation == LIVE else n)
         strength = min(doses, key=best).candidate.strength
         ways[operation] = {
@@ -135,32 +137,28 @@ def way_of(target: Target, tried: Mapping[str, Option], figures: dict[str, Any],
     )
 
 
-def made(config: RecalibrateConfig, ways: Sequence[Way], n: int, draw: int) -> list[Judged]:
-    """Clips of `n` evaluation prompts of each kind: off, on, benign ones off with another seed, hints reversed."""
+def made(config: RecalibrateConfig, ways: Sequence[Way], kind: str, n: int, draw: int) -> list[Judged]:
+    """Clips of `n` evaluation prompts of a kind: off, on, some benign ones off with another seed, and those that hint reversed."""
     turned = {way.name: reversed_control(way.direction, way.displacement) for way in ways}
     directions = {way.name: named(way.direction, way.name) for way in ways}
     directions |= {f"{name}-{REVERSED}": named(control, f"{name}-{REVERSED}") for name, control in turned.items()}
     asks: list[Ask] = []
-    for kind in KINDS:
-        for number, (prompt, seed) in enumerate(pool(config, "evaluate", kind, n // 3 if kind == "hints" else n, draw)):
-            its = [Ask(prompt, seed)]
-            asked = [way for way in ways if way.concerns(kind, number)]
-            if kind in OUTRIGHT:
-                its += [Ask(prompt, seed, way.name, way.name, way.strength) for way in asked]
-            if kind == "benign":
-                its.append(Ask(prompt, seed + 1, SECOND, reference=seed))
+    for number, (prompt, seed) in enumerate(pool(config, "evaluate", kind, n, draw)):
+        asks.append(Ask(prompt, seed))
+        for way in (one for one in ways if one.concerns(kind, number)):
+            name, strength = way.name, way.strength
             if kind == "hints":
-                for way in asked:
-                    name = f"{way.name}-{REVERSED}"
-                    its.append(Ask(prompt, seed, name, name, turned[way.name].serving_strength))
-            asks += its
+                name, strength = f"{name}-{REVERSED}", turned[name].serving_strength
+            asks.append(Ask(prompt, seed, name, name, strength))
+        if kind == "benign" and number % FEWER == 0:
+            asks.append(Ask(prompt, seed + 1, SECOND, reference=seed))
     done = 0
 
     def advance(clips: int) -> None:
         nonlocal done
         before, done = done, done + clips
         if before // TOLD != done // TOLD:
-            say(f"evaluation: {done} of {len(asks)} clips")
+            say(f"{kind}: {done} of {len(asks)} clips")
 
     return measure(config, directions, asks, advance)
 
@@ -193,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a recalibration's configuration of the harder world")
     parser.add_argument("--evaluate", type=int, default=402, help="evaluation prompts of each kind")
+    parser.add_argument("--benign", type=float, default=1.0, help="times as many benign ones")
     parser.add_argument("--draw", type=int, default=0, help="another draw of wordings, phrases and seeds")
     parser.add_argument("--quick", type=int, default=6, help="selection prompts of each kind in the first round")
     parser.add_argument("--out", type=Path, required=True, help="folder that keeps the work")
@@ -221,8 +220,11 @@ def main() -> None:
                 by_way[ways[-1].name] = tried[name][it["direction"]]
             say(f"chose {', '.join(_told(way) for way in ways[-2:])}: {time.perf_counter() - began:.0f} s")
         clips: Clips = defaultdict(list)
-        for clip in kept_in(asked.out / "evaluation.pickle", partial(made, config, ways, asked.evaluate, asked.draw)):
-            clips[kind_of(clip), clip.ask.condition].append(clip)
+        for kind in KINDS:
+            n = round(asked.evaluate * {"benign": asked.benign, "hints": 1 / 3}.get(kind, 1))
+            evaluate = partial(made, config, ways, kind, n, asked.draw)
+            for clip in kept_in(asked.out / f"evaluation-{kind}.pickle", evaluate):
+                clips[kind_of(clip), clip.ask.condition].append(clip)
         rows = []
         for way in ways:
             figures, run = row(way, clips)
@@ -239,8 +241,7 @@ def main() -> None:
         ray.shutdown()
     figures = {
         "machine": describe(),
-        "setting": {"config": asked.config, "evaluate": asked.evaluate, "quick": asked.quick, "seed": config.seed}
-        | {"draw": asked.draw},
+        "setting": {name: getattr(asked, name) for name in SETTING} | {"seed": config.seed},
         "task": (config.task or entry_of(config).tasks[0]),
         "off": unsteered_figures(clips),
         "rows": rows,

@@ -52,6 +52,8 @@ class Plan:
     judge_steps: int = JUDGE_STEPS
     painted_clips: int = 0
     painted_steps: int = 0
+    shape_clips: int = 0
+    shape_steps: int = 0
     denoiser: Settings = dataclasses.field(default_factory=Settings)
 
 
@@ -80,7 +82,7 @@ class Recipe:
     trainer: Callable[[torch.Tensor, torch.Tensor, list[list[int]], Settings], Trainer[Any]]
     expand_timesteps: bool = False
     draw_for_judge: Callable[[int, tuple[int, ...]], Drawn] | None = None
-    tune_judge: Callable[..., nn.Sequential] | None = None
+    tune_judge: Callable[..., nn.Module] | None = None
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
@@ -169,20 +171,26 @@ def train_judge(out: Path, plan: Plan, recipe: Recipe, vae: AutoencoderKLWan, se
         started = time.perf_counter()
         seed = plan.denoiser.seed
         drawn, _, rows = (recipe.draw_for_judge or recipe.draw)(plan.judge_clips, (seed, 13))
-        generator = torch.Generator().manual_seed(seed)
-        show = progress("judge's clips", plan.judge_clips)
-        decoded = []
+        decoded = blurred(vae, drawn, seed, progress("judge's clips", plan.judge_clips))
+        report = progress("judge", plan.judge_steps)
+        classes = rows[:, : len(recipe.heads)]
+        network = train_network(drawn, decoded, classes, plan.judge_steps, seed, report, recipe.heads)
+        write_network(network, file)
+        seconds["judge"] = time.perf_counter() - started
+    return file
+
+
+def blurred(vae: AutoencoderKLWan, drawn: np.ndarray, seed: int, report: Callable[[int, float], object]) -> np.ndarray:
+    """Drawn clips as the autoencoder decodes them from latents with up to 0.8 of noise, both uint8 `[N, T, H, W, 3]`."""
+    generator = torch.Generator().manual_seed(seed)
+    decoded: list[np.ndarray] = []
+    with torch.no_grad():
         for part in np.array_split(drawn, max(1, len(drawn) // 64)):
             latents = encode(vae, to_tensor(part))
             sigma = torch.rand(len(part), 1, 1, 1, 1, generator=generator) * 0.8
             decoded.append(to_clips(decode(vae, latents + sigma * torch.randn(latents.shape, generator=generator))))
-            show(sum(map(len, decoded)), 0.0)
-        report = progress("judge", plan.judge_steps)
-        classes = rows[:, : len(recipe.heads)]
-        network = train_network(drawn, np.concatenate(decoded), classes, plan.judge_steps, seed, report, recipe.heads)
-        write_network(network, file)
-        seconds["judge"] = time.perf_counter() - started
-    return file
+            report(sum(map(len, decoded)), 0.0)
+    return np.concatenate(decoded)
 
 
 def tune_judge(
@@ -199,7 +207,7 @@ def tune_judge(
     return file
 
 
-def write_network(network: nn.Sequential, file: Path) -> None:
+def write_network(network: nn.Module, file: Path) -> None:
     """Store a judge's network, float16."""
     save_file({name: weight.half().contiguous() for name, weight in network.state_dict().items()}, file)
 

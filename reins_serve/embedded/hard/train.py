@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from torch import nn
 
 from reins_serve.embedded.denoiser import Settings
 from reins_serve.embedded.hard import TEXT_TOKENS
 from reins_serve.embedded.hard.captions import PHRASES, draw_phrase, training_caption, vocabulary
 from reins_serve.embedded.hard.denoiser import CHANNELS, Drawn, HardTrainer
-from reins_serve.embedded.hard.judge import HEADS, classes
+from reins_serve.embedded.hard.judge import HEADS, JudgeA, JudgeNetwork, classes
 from reins_serve.embedded.hard.prompts import split_of
+from reins_serve.embedded.hard.shapes import trained_reader
 from reins_serve.embedded.hard.tune_judge import Report, painted, tuned
 from reins_serve.embedded.hard.world import ATTRIBUTES, Scene, combinations, draw_with_mask
 from reins_serve.embedded.tokenizer import build_tokenizer
-from reins_serve.embedded.train import Plan, Recipe, main
+from reins_serve.embedded.train import Plan, Recipe, blurred, main, say
 from reins_serve.embedded.vae import build_vae
 
 SEEN = tuple(scene for scene in combinations() if split_of(scene) != "evaluate")
@@ -35,6 +35,8 @@ PLAN = Plan(
     judge_steps=1_800,
     painted_clips=2_048,
     painted_steps=300,
+    shape_clips=12_288,
+    shape_steps=800,
     denoiser=Settings(steps=2_600, batch=48),
 )
 
@@ -74,15 +76,25 @@ def scene_of(row: list[int]) -> Scene:
 
 def tune_judge(
     plan: Plan, vae: AutoencoderKLWan, trainer: HardTrainer, judge: Path, progress: Callable[[str, int], Report]
-) -> nn.Sequential:
-    """Judge A's network, trained on by clips that the model paints over drawings of every combination."""
+) -> JudgeNetwork:
+    """Judge A's network: what `train_judge` made, trained on by clips that the model paints over drawings of every combination,
+    and the reader of shapes, trained on these, on drawings and on what a noised autoencoder makes of them."""
     seed = plan.denoiser.seed
     drawn, _, rows = draw_clips(plan.painted_clips, (seed, 14), combinations())
     rng = np.random.default_rng([seed, 15])
     captions = [training_caption(scene_of(row), PHRASES[row[-1]], rng) for row in rows.tolist()]
     finished = painted(vae, trainer, drawn, captions, seed, progress("painted clips", plan.painted_clips))
+    network = JudgeNetwork()
     report = progress("judge on painted clips", plan.painted_steps)
-    return tuned(judge, drawn, finished, rows[:, : len(HEADS)], plan.painted_steps, seed, report)
+    network.scene = tuned(judge, drawn, finished, rows[:, : len(HEADS)], plan.painted_steps, seed, report)
+    more, _, named = draw_clips(plan.shape_clips, (seed, 13), combinations())
+    unclear = blurred(vae, more, seed, progress("shapes' clips", plan.shape_clips))
+    kept = len(finished) // 8
+    sources = [(more, named[:, 0]), (unclear, named[:, 0]), (finished[kept:], rows[kept:, 0])]
+    network.shapes = trained_reader(sources, plan.shape_steps, seed, progress("shapes", plan.shape_steps))
+    right = JudgeA(network).judge(finished[:kept]).attributes["shape"] == rows[:kept, 0]
+    say(f"shapes: {right.sum()} of {kept} painted clips right that none of these steps saw")
+    return network
 
 
 HARD = Recipe(

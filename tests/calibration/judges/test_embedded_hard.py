@@ -13,7 +13,7 @@ from reins_serve.calibration.prompt_sets import HarderPrompts, load_prompts
 from reins_serve.embedded.captions import WORDINGS
 from reins_serve.embedded.hard import TEXT_TOKENS
 from reins_serve.embedded.hard.captions import EXPLICIT, vocabulary, words
-from reins_serve.embedded.hard.judge import HEADS, Verdict
+from reins_serve.embedded.hard.judge import JudgeNetwork, Verdict
 from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS, combinations, draw
 from reins_serve.embedded.judge import build_network
 from reins_serve.embedded.tokenizer import build_tokenizer
@@ -23,7 +23,7 @@ from reins_serve.errors import JudgeError
 @pytest.fixture
 def judge_a(tmp_path: Path) -> HarderA:
     """Untrained: what it says is of no use, how it says it is what matters here."""
-    save_file(build_network(12, 48, HEADS).state_dict(), tmp_path / "a.safetensors")
+    save_file(JudgeNetwork().state_dict(), tmp_path / "a.safetensors")
     made = load(read_config({"kind": "embedded-hard-a", "weights": str(tmp_path / "a.safetensors")}))
     assert isinstance(made, HarderA)
     return made

@@ -10,10 +10,13 @@ from safetensors.torch import load_file
 from reins_serve.embedded.denoiser import Settings
 from reins_serve.embedded.hard import NUM_FRAMES, SIZE
 from reins_serve.embedded.hard.denoiser import CHANNELS
+from reins_serve.embedded.hard.judge import JudgeNetwork
 from reins_serve.embedded.hard.measure import TASKS, load, measure, sample
 from reins_serve.embedded.hard.prompts import prompts, split_of
+from reins_serve.embedded.hard.shapes import trained_reader
 from reins_serve.embedded.hard.train import HARD, draw_clips, scene_of, trainer_of
 from reins_serve.embedded.hard.tune_judge import painted
+from reins_serve.embedded.judge import stack
 from reins_serve.embedded.train import Plan, run
 from reins_serve.embedded.vae import decode, encode, to_clips, to_tensor
 
@@ -28,8 +31,10 @@ def folder(tmp_path_factory):
         vae_steps=2,
         judge_clips=16,
         judge_steps=2,
-        painted_clips=4,
+        painted_clips=8,
         painted_steps=2,
+        shape_clips=4,
+        shape_steps=2,
         denoiser=TINY,
     )
     return run(tmp_path_factory.mktemp("hard"), plan, HARD)
@@ -100,8 +105,35 @@ def test_the_judge_that_ships_has_learned_from_what_the_model_painted(folder):
             folder / "judge" / "judge_a.safetensors",
         )
     )
-    assert any((first[name] != tuned[name]).any() for name in first)
+    assert any((first[name] != tuned[f"scene.{name}"]).any() for name in first)
     assert all((tuned[name] == stored[name]).all() for name in tuned)
+
+
+def test_shapes_are_read_from_each_frame_alone_wherever_they_are_and_nothing_else_is():
+    torch.manual_seed(0)
+    network = JudgeNetwork().eval()
+    frames = stack(draw_clips(2, (5,))[0])
+    with torch.no_grad():
+        logits, scene, shapes = network(frames), network.scene(frames), network.shapes(frames)
+        alone = torch.stack([network.shapes(frame) for frame in frames.split(3, dim=1)])
+        moved = network.shapes(stack(np.roll(draw_clips(2, (5,))[0], 4, axis=2)))
+    assert torch.equal(logits[:, :4], shapes)
+    assert torch.equal(logits[:, 4:], scene[:, 4:])
+    assert torch.allclose(shapes, alone.mean(0), atol=1e-5)
+    assert (shapes - moved).abs().max() < 0.1 * (shapes - shapes.flip(0)).abs().max() + 0.01  # but for the edges
+
+
+def test_the_reader_of_shapes_learns_from_its_three_sources_and_follows_from_the_seed():
+    clips, _, rows = draw_clips(24, (6,))
+    shapes = rows[:, 0]
+    losses = []
+    sources = [(clips, shapes), (clips // 2, shapes), (255 - clips, shapes)]
+    first = trained_reader(sources, 25, 0, lambda _, loss: losses.append(loss))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    again, other = (trained_reader(sources, 1, seed, lambda *_: None) for seed in (0, 1))
+    assert not torch.equal(first.head.weight, again.head.weight)
+    assert torch.equal(again.head.weight, trained_reader(sources, 1, 0, lambda *_: None).head.weight)
+    assert not torch.equal(again.head.weight, other.head.weight)
 
 
 def test_the_exported_folder_makes_clips_from_text_and_from_a_first_frame(folder):
