@@ -4,12 +4,12 @@ It takes a recalibration's configuration of that world, from text or from a firs
 labelled by concept and serves every fit (`concept_fits`). Block, blocks and strength are chosen on selection prompts: the fewest
 unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest push;
 the strength once more among the doses around the chosen one, on more prompts where there are more concepts, because the first
-rounds are too short to keep the right one. There is no leeway of a clip as in the recalibration: it is more than the .03 that is asked for. Then everything is measured
-once on evaluation prompts, whose combinations of attributes the model never saw: `--evaluate` of each kind (each concept, both,
-and benign ones `--benign` times as many, for a difference has the wider interval), fewer of those that concern a direction
-less, and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and seeds of the same
-combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the directions go to
-`--directions`.
+rounds are too short to keep the right one. There is no leeway of a clip as in the recalibration: it is more than the .03 that
+is asked for. Then everything is measured once on evaluation prompts, whose combinations of attributes the model never saw:
+`--evaluate` of each kind (each concept, both, and benign ones `--benign` times as many, for a difference has the wider
+interval), fewer of those that concern a direction less, and a quarter of them for the addition, which does not serve. `--draw`
+takes other wordings, phrases and seeds of the same combinations, where the first have been looked at. The gates
+are the recalibration's, on these figures; the directions go to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped.
 """
