@@ -1,9 +1,17 @@
 """What `concepts` keeps and reports besides the directions themselves."""
 
+from collections import Counter
 from pathlib import Path
 
-from benchmarks.concepts import best, kept_in
+from benchmarks import concepts
+from benchmarks.concept_figures import Way
+from benchmarks.concepts import best, kept_in, made
+from benchmarks.targets import TARGETS
+from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.sweep import Candidate, Measured
+from reins_serve.calibration.trials import REVERSED, SECOND
+from reins_serve.calibration.workers import OFF, Ask
+from reins_serve.steering.direction import Direction
 
 
 def test_the_cheapest_is_the_best_and_of_equals_the_smallest_push() -> None:
@@ -18,3 +26,32 @@ def test_work_that_is_kept_is_not_done_again(tmp_path: Path) -> None:
     for name, value in (("a.json", {"n": [1, 2]}), ("a.pickle", {("benign", "off"): (1, 2)})):
         assert kept_in(tmp_path / name, lambda value=value: value) == value  # type: ignore[misc]
         assert kept_in(tmp_path / name, lambda: None) == value
+
+
+def test_each_kind_of_prompt_is_made_as_it_is_measured(monkeypatch) -> None:
+    config = RecalibrateConfig.load("directions/embedded-hard/recalibrate.yaml")
+    live = Direction.load("directions/embedded/setpoint.safetensors")
+    way = Way(TARGETS[0], live, 2.0, 2.5, ((0.0, 10, 10), (2.0, 0, 10)), 1.0)
+    asked: list[Ask] = []
+    given: dict[str, Direction] = {}
+
+    def measure(_, directions, asks, advance):
+        asked[:] = asks
+        given.clear()
+        given.update(directions)
+        advance(len(asks))
+        return asks
+
+    monkeypatch.setattr(concepts, "measure", measure)
+    counts = {}
+    for kind in ("benign", "both", "hints"):
+        made(config, [way], kind, 8, 1)
+        counts[kind] = Counter(ask.condition for ask in asked)
+        assert {ask.strength for ask in asked if ask.condition == way.name} <= {2.0}
+        pairs = {ask.pair for ask in asked}
+        assert len(pairs) == 8  # a second seed is compared with the first
+        assert {ask.direction for ask in asked if ask.direction} <= set(given)
+    assert counts["benign"] == {OFF: 8, way.name: 8, SECOND: 2}
+    assert counts["both"] == {OFF: 8, way.name: 8}
+    assert counts["hints"] == {OFF: 8, f"{way.name}-{REVERSED}": 8}
+    assert (given[f"{way.name}-{REVERSED}"].vectors == -given[way.name].vectors).all()
