@@ -19,9 +19,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from reins_serve.embedded import FLOW_SHIFT
 from reins_serve.embedded.denoiser import embed_text
-from reins_serve.embedded.hard import GUIDANCE_SCALE, NUM_FRAMES, NUM_INFERENCE_STEPS, SIZE, TEXT_TOKENS
+from reins_serve.embedded.hard import FLOW_SHIFT, GUIDANCE_SCALE, NUM_FRAMES, NUM_INFERENCE_STEPS, SIZE, TEXT_TOKENS
 from reins_serve.embedded.hard.denoiser import PATCH, HardTrainer
 from reins_serve.embedded.hard.judge import HEADS
 from reins_serve.embedded.judge import build_network, train_network
