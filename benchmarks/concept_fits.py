@@ -49,5 +49,6 @@ def tried_for(config: RecalibrateConfig, base: Base, found: Found) -> dict[str, 
 
 
 def kind_of_option(option: Option) -> str:
-    """Its operation, and whether it steers one block or several: the first round keeps some of each kind."""
-    return f"{option.direction.operation}{' in a row' if len(option.basis) > 1 else ''}"
+    """Its operation, whether it steers one block or several, and how long: the first round keeps some of each kind."""
+    meta = option.direction.meta
+    return f"{meta.operation}{' in a row' if len(option.basis) > 1 else ''} to {meta.window.end:g}"

@@ -26,6 +26,8 @@ class Tried(_Strict):
     Attributes:
         in_a_row: Blocks one after the other that steer together.
         turns: In a row, each label's own direction in turn; otherwise that of all labels together at every block.
+        end: Share of the steps after which it steers no more; None: as the configuration's window. What is captured stays that
+            window, so clips that are sampled live under such a direction need a configuration with its window.
         strengths: Multiples of the operation's unit (`deficit` for a set-point, `ref_norm` for an addition).
     """
 
@@ -34,6 +36,7 @@ class Tried(_Strict):
     branches: Literal["both", "cond"] = "cond"
     in_a_row: int = Field(1, ge=1)
     turns: bool = False
+    end: float | None = Field(None, gt=0, le=1)
     strengths: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -132,6 +135,8 @@ class RecalibrateConfig(_Strict):
             raise ValueError("evaluator: must not be the judge that labels; a judge cannot check itself")
         if max(r.prompts for r in self.selection.rounds) > self.select:
             raise ValueError("selection.rounds: a round asks for more prompts than `select` has")
+        if any(tried.end is not None and tried.end <= self.window.start for tried in self.selection.tried):
+            raise ValueError("selection.tried: `end` must be behind the window's start")
         return self
 
     @classmethod

@@ -11,7 +11,7 @@ from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted
 from reins_serve.calibration.supervised_pca import SupervisedPCA
 from reins_serve.calibration.sweep import Measured
-from reins_serve.steering.direction import Base, BlockStatistics, Direction, DirectionMeta, Fit, Gate, Strength
+from reins_serve.steering.direction import Base, BlockStatistics, Direction, DirectionMeta, Fit, Gate, Strength, Window
 
 MAX_LOSS = (
     0.02  # a larger dose ends the range of strengths where it loses this much of efficacy or of a benign attribute
@@ -38,7 +38,7 @@ def direction_of(
         operation=tried.operation,
         norm=tried.norm,
         branches=tried.branches,
-        window=config.window,
+        window=config.window if tried.end is None else Window(start=config.window.start, end=tried.end),
         strength=Strength(
             unit="deficit" if tried.operation == "setpoint" else "ref_norm",
             serving=tried.strengths[0],

@@ -120,7 +120,8 @@ def options(
             fits = [(basis.fitted, block) for basis, block in parts]
             first = fits[0][0]
             described = describe_fit(config, first.model, first.clips, None)
-            name = f"{tried.operation}-{tried.norm}-{tried.branches}-{ending}"
+            until = "" if tried.end is None else f"-to-{100 * tried.end:g}".replace(".", "_")
+            name = f"{tried.operation}-{tried.norm}-{tried.branches}-{ending}{until}"
             made[name] = Option(direction_of(config, base, tried, fits, described, name), parts, tried.strengths)
     return made
 

@@ -276,6 +276,13 @@ def test_a_prompt_without_the_image_that_its_model_begins_with_is_an_error_that_
             },
             "give in_a_row as well",
         ),
+        (
+            {
+                "window": {"start": 0.2, "end": 0.5},
+                "selection": SMALL["selection"] | {"tried": [{"operation": "add", "end": 0.2, "strengths": [1.0]}]},
+            },
+            "behind the window's start",
+        ),
     ],
     ids=str,
 )

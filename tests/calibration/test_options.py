@@ -86,6 +86,15 @@ def test_labels_take_turns_beginning_with_any() -> None:
     assert {tuple(axes(option)) for option in made(TURNS, each={"explosion": basis(1)}).values()} == {(0, 0, 0)}
 
 
+def test_a_way_may_steer_longer_than_what_is_captured() -> None:
+    found = made(SINGLE, SINGLE.model_copy(update={"end": 0.625}), ROW.model_copy(update={"end": 0.75}))
+    ends = {name: option.direction.meta.window.end for name, option in found.items()}
+    assert (ends["setpoint-none-cond-2"], ends["setpoint-none-cond-2-to-62_5"]) == (CONFIG.window.end, 0.625)
+    assert ends["setpoint-none-cond-2x3-to-75"] == 0.75
+    assert len(found) == 8 + 8 + 6
+    assert {option.direction.meta.window.start for option in found.values()} == {CONFIG.window.start}
+
+
 def test_a_row_passes_over_no_block_and_needs_a_model_of_one_expert() -> None:
     config = CONFIG.model_copy(update={"selection": CONFIG.selection.model_copy(update={"tried": (ROW,)})})
     found = options(config, BASE.model_copy(update={"width": WIDTH}), [(0,), (1,), (3,), (4,), (5,)], basis(0), {})
