@@ -170,7 +170,7 @@ def demo(
     port: Annotated[int, typer.Option(help="Port of the server on 127.0.0.1.")] = 8000,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server up afterwards.")] = False,
 ) -> None:
-    """Serve the harder embedded world and show over HTTP what steering buys and costs, off against on with the same seeds."""
+    """Serve the embedded model and show over HTTP what steering buys and costs, off against on with the same seeds."""
     from reins_serve.demo import run
 
     run(out, n, port, keep)
