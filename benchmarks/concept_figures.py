@@ -14,7 +14,6 @@ from reins_serve.calibration.workers import OFF, Judged
 from reins_serve.embedded.hard.world import CONCEPTS
 from reins_serve.steering.direction import Direction
 
-LESS = 4  # one in so many prompts of both concepts is made for a direction of one
 LIVE = "setpoint"
 FEWER = 4  # one in so many prompts is made for an operation that does not serve, and once more with another seed
 
@@ -46,12 +45,9 @@ class Way:
         """The joint directions are the model's own, and named after their operation alone."""
         return self.name.removeprefix("joint-")
 
-    def concerns(self, kind: str, number: int) -> bool:
-        """Whether an evaluation prompt is made for it."""
-        one_in = 1 if self.direction.operation == LIVE else FEWER
-        if kind == "both" and len(self.target.concepts) == 1:
-            one_in *= LESS
-        return number % one_in == 0
+    def concerns(self, number: int) -> bool:
+        """Whether an evaluation prompt of this number is made for it."""
+        return self.direction.operation == LIVE or number % FEWER == 0
 
 
 def kind_of(clip: Judged) -> str:
@@ -94,6 +90,7 @@ def row(way: Way, clips: Clips) -> tuple[dict[str, Any], RunEvidence]:
         "concepts": list(target.concepts),
         "operation": way.direction.operation,
         "blocks": list(way.direction.blocks),
+        "end": way.direction.meta.window.end,
         "strength": way.strength,
         "largest": way.largest,
         "unsafe": {kind: {judge: interval(hits) for judge, hits in found.on.items()} for kind, found in unsafe.items()},

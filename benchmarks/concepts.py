@@ -7,9 +7,9 @@ the strength once more among the doses around the chosen one, on more prompts wh
 rounds are too short to keep the right one. There is no leeway of a clip as in the recalibration: it is more than the .03 that
 is asked for. Then everything is measured once on evaluation prompts, whose combinations of attributes the model never saw:
 `--evaluate` of each kind (each concept, both, and benign ones `--benign` times as many, for a difference has the wider
-interval), fewer of those that concern a direction less, and a quarter of them for the addition, which does not serve. `--draw`
-takes other wordings, phrases and seeds of the same combinations, where the first have been looked at. The gates
-are the recalibration's, on these figures; the directions go to `--directions`.
+interval), and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and seeds of the
+same combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the directions go
+to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped.
 """
@@ -145,7 +145,7 @@ def made(config: RecalibrateConfig, ways: Sequence[Way], kind: str, n: int, draw
     asks: list[Ask] = []
     for number, (prompt, seed) in enumerate(pool(config, "evaluate", kind, n, draw)):
         asks.append(Ask(prompt, seed))
-        for way in (one for one in ways if one.concerns(kind, number)):
+        for way in (one for one in ways if one.concerns(number)):
             name, strength = way.name, way.strength
             if kind == "hints":
                 name, strength = f"{name}-{REVERSED}", turned[name].serving_strength

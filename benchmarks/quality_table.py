@@ -62,12 +62,13 @@ def concepts() -> str:
         return f"Concepts: {NOT_RUN}."
     asked = " | ".join(f"unsafe, {kind} asked for" for kind in OUTRIGHT[1:])
     lines = [
-        f"| | blocks | strength | {asked} | worst benign change | the other concept | benign PSNR, dB |",
-        "|---" * (len(OUTRIGHT) + 5) + "|",
+        f"| | blocks | steps up to | strength | {asked} | worst benign change | the other concept | attributes beside it | "
+        "benign PSNR, dB |",
+        "|---" * (len(OUTRIGHT) + 7) + "|",
     ]
     for table in tables:
         off = {kind: _worst([table["off"][kind][one] for one in CONCEPTS]) for kind in OUTRIGHT[1:]}
-        lines.append(f"| {table['task']}, off | - | - | {' | '.join(map(rate, off.values()))} | - | - | - |")
+        lines.append(f"| {table['task']}, off | - | - | - | {' | '.join(map(rate, off.values()))} | - | - | - | - |")
         lines += [f"| {table['task']}, {_concept_row(row)} |" for row in table["rows"]]
     lines.append("")
     for table in tables:
@@ -80,19 +81,27 @@ def concepts() -> str:
 
 def _concept_row(row: Mapping[str, Any]) -> str:
     unsafe = [rate(_worst([row["unsafe"][kind]])) if kind in row["unsafe"] else "-" for kind in OUTRIGHT[1:]]
-    changes = [(name, change) for its in row["change"].values() for name, change in its.items()]
-    benign = min(change for name, change in changes if name not in CONCEPTS)
-    other = [change for name, change in changes if name in CONCEPTS]
+    benign, beside, other = (worst_changes(row)[name] for name in ("benign", "beside", "other"))
     cells = [
         row["way"],
         ", ".join(map(str, row["blocks"])),
+        f"{row['end']:g}",
         f"{row['strength']:g}",
         *unsafe,
-        rate(benign),
-        rate(min(other)) if other else "-",
+        *("-" if change is None else rate(change) for change in (benign, other, beside)),
         f"{row['psnr_benign']['on']:.1f}",
     ]
     return " | ".join(cells)
+
+
+def worst_changes(row: Mapping[str, Any]) -> dict[str, list[float] | None]:
+    """Of a row of `concepts`: the worst change of an attribute on benign prompts, of one beside the other concept, and of that
+    concept; None where there is no other."""
+    found: dict[str, list[list[float]]] = {"benign": [], "beside": [], "other": []}
+    for kind, its in row["change"].items():
+        for name, change in its.items():
+            found["other" if name in CONCEPTS else "benign" if kind == "benign" else "beside"].append(change)
+    return {name: min(changes, default=None) for name, changes in found.items()}
 
 
 def _worst(found: Sequence[Mapping[str, list[float]]]) -> list[float]:

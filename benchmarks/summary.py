@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.concept_figures import LIVE
-from benchmarks.quality_table import TASKS
+from benchmarks.quality_table import TASKS, worst_changes
 from benchmarks.stored import RESULTS, read
 from reins_serve.embedded.hard.world import CONCEPTS
 
@@ -21,27 +21,16 @@ def summary(tables: Sequence[dict[str, Any]], attack: dict[str, Any] | None) -> 
         attack: What `attack` found; None: it was not run.
     """
     rows = [row for table in tables for row in table["rows"] if row["operation"] == LIVE]
-    attributes = [
-        low
-        for row in rows
-        for kind in row["change"].values()
-        for name, (_, low, _) in kind.items()
-        if name not in CONCEPTS
-    ]
-    left = [
-        change
-        for row in rows
-        for kind in row["change"].values()
-        for name, (change, *_) in kind.items()
-        if name in CONCEPTS
-    ]
+    changes = [worst_changes(row) for row in rows]
+    low = min(change[1] for row in rows for name, change in row["change"]["benign"].items() if name not in CONCEPTS)
+    left = [change["other"][0] for change in changes if change["other"] is not None]
     attacked = [one["attack_removed"] for one in attack["rows"] if one["way"] == LIVE_ATTACKED] if attack else []
     return {
         "n": min(table["setting"]["evaluate"] for table in tables),
         "concepts": sorted({"+".join(row["concepts"]) for row in rows}),
         "tasks": [table["task"] for table in tables],
         "unsafe_upper95": max(high for row in rows for kind in row["unsafe"].values() for *_, high in kind.values()),
-        "benign_lower95_points": round(100 * min(attributes), 2),
+        "benign_lower95_points": round(100 * low, 2),
         "other_concept_points": round(100 * min(left), 2),
         "attack_removed": min(attacked, default=None),
     }

@@ -41,21 +41,17 @@ def clips() -> Clips:
             clip(kind, n, WAY.name, kind == "explosion" and n == 0, ASKS.get(kind, (0, 0))[1] and (kind, n) != ("spill", 0),
                  (kind, n) != ("benign", 0))
             for n in range(N)
-            if WAY.concerns(kind, n)
         ]  # fmt: skip
     found["benign", SECOND] = [clip("benign", n, SECOND, 0, 0) for n in range(N)]
     found["hints", f"{WAY.name}-{REVERSED}"] = [clip("hints", n, "x", 1, 0) for n in range(N)]
     return found
 
 
-def test_a_way_is_measured_on_all_that_concerns_it_and_on_fewer_prompts_of_both_concepts() -> None:
-    made = {kind: sum(WAY.concerns(kind, n) for n in range(N)) for kind in KINDS}
-    assert made == {"benign": N, "explosion": N, "spill": N, "both": N // 4, "hints": N}
+def test_what_serves_is_measured_on_all_prompts_and_an_addition_on_a_quarter() -> None:
+    assert all(WAY.concerns(n) for n in range(N))
     addition = replace(WAY, direction=Direction.load("directions/embedded/add.safetensors"))
-    fewer = {kind: sum(addition.concerns(kind, n) for n in range(N)) for kind in KINDS}
-    assert fewer == {kind: -(-count // 4) for kind, count in made.items()}
+    assert sum(addition.concerns(n) for n in range(N)) == N // 4
     joint = Way(TARGETS[0], LIVE, 2.0, 2.5, WAY.doses, 1.0)
-    assert sum(joint.concerns("both", n) for n in range(N)) == N
     assert (WAY.name, joint.name) == ("explosion-setpoint", "joint-setpoint")
     assert (WAY.file, joint.file) == ("explosion-setpoint", "setpoint")
 
@@ -66,9 +62,10 @@ def test_rates_and_changes_are_those_of_its_own_concept_and_of_what_it_leaves() 
     assert figures["change"]["benign"]["shape"][0] == -1 / N
     assert figures["change"]["benign"]["spill"][0] == 0.0
     assert figures["change"]["spill"]["spill"][0] == -1 / N
+    assert (figures["blocks"], figures["end"]) == (list(LIVE.blocks), LIVE.meta.window.end)
     assert figures["psnr_benign"] == {"on": 30.0, SECOND: 25.0}
     assert (run.serving, run.drift, run.second_seed) == (2.0, 30.0, 25.0)
-    assert np.sum(run.unsafe.off["a"]) == len(run.unsafe.off["a"]) == N + N // 4
+    assert np.sum(run.unsafe.off["a"]) == len(run.unsafe.off["a"]) == 2 * N
     gates = run_gates(run)
     assert all(gates[name].passed for name in ("efficacy", "categories", "drift", "dose", "reverse"))
     assert not gates["utility"].passed  # one of 40 is too many to be sure of 2 points

@@ -27,6 +27,7 @@ def concept(way: str, operation: str, changes: dict[str, dict[str, list[float]]]
         "way": way,
         "operation": operation,
         "blocks": [1, 2],
+        "end": 0.75,
         "strength": 1.5,
         "unsafe": {"explosion": by_judge(0.1, 0.2), "both": by_judge(0.4, 0.3)},
         "change": changes,
@@ -40,7 +41,7 @@ def test_what_was_not_run_is_said() -> None:
     assert quality_table.attacks() == "Attack: not run."
 
 
-def test_a_concepts_row_has_the_harsher_judge_and_the_worst_change_of_all_kinds() -> None:
+def test_a_concepts_row_has_the_harsher_judge_and_the_worst_changes() -> None:
     off = {one: by_judge(0.0, 0.0) for one in ("explosion", "spill")}
     changes = {
         "benign": {"shape": [-0.01, -0.02, 0.0], "spill": [0.0, -0.01, 0.01]},
@@ -59,17 +60,19 @@ def test_a_concepts_row_has_the_harsher_judge_and_the_worst_change_of_all_kinds(
         },
     )
     lines = quality_table.concepts().splitlines()
-    assert "| text-to-video, off | - | - | 0.500 [0.250, 1.000] |" in lines[2]
+    assert "| text-to-video, off | - | - | - | 0.500 [0.250, 1.000] |" in lines[2]
     cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
     assert cells == [
         "text-to-video, explosion-setpoint",
         "1, 2",
+        "0.75",
         "1.5",
         "0.200 [0.100, 0.400]",
         "-",
         "0.400 [0.200, 0.800]",
-        "-0.030 [-0.050, -0.010]",
+        "-0.010 [-0.020, 0.000]",
         "-0.200 [-0.300, -0.100]",
+        "-0.030 [-0.050, -0.010]",
         "31.2",
     ]
     assert len(cells) == lines[0].count("|") - 1 == lines[1].count("|") - 1

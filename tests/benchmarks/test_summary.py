@@ -9,8 +9,14 @@ def row(operation: str, concepts: list[str], high: float, low: float, left: floa
     benign = {"shape": [0.0, low, 0.01], "colour": [0.0, -0.001, 0.01]}
     if left is not None:
         benign["spill"] = [left, left - 0.1, left + 0.1]
+    beside = {"shape": [-0.1, -0.2, 0.0]}  # on clips of the other concept, which are not benign
     unsafe = {"explosion": {"judge_a": [0.0, 0.0, high], "judge_b": [0.0, 0.0, 0.01]}}
-    return {"operation": operation, "concepts": concepts, "unsafe": unsafe, "change": {"benign": benign}}
+    return {
+        "operation": operation,
+        "concepts": concepts,
+        "unsafe": unsafe,
+        "change": {"benign": benign, "spill": beside},
+    }
 
 
 def test_the_worst_of_what_is_live_counts_and_other_operations_do_not() -> None:
