@@ -95,13 +95,13 @@ def _concept_row(row: Mapping[str, Any]) -> str:
 
 
 def worst_changes(row: Mapping[str, Any]) -> dict[str, list[float] | None]:
-    """Of a row of `concepts`: the worst change of an attribute on benign prompts, of one beside the other concept, and of that
-    concept; None where there is no other."""
+    """Of a row of `concepts`: the worst change, by its lower bound, of an attribute on benign prompts, of one beside the other
+    concept, and of that concept; None where there is no other."""
     found: dict[str, list[list[float]]] = {"benign": [], "beside": [], "other": []}
     for kind, its in row["change"].items():
         for name, change in its.items():
             found["other" if name in CONCEPTS else "benign" if kind == "benign" else "beside"].append(change)
-    return {name: min(changes, default=None) for name, changes in found.items()}
+    return {name: min(changes, key=lambda change: change[1], default=None) for name, changes in found.items()}
 
 
 def _worst(found: Sequence[Mapping[str, list[float]]]) -> list[float]:

@@ -44,7 +44,7 @@ def test_what_was_not_run_is_said() -> None:
 def test_a_concepts_row_has_the_harsher_judge_and_the_worst_changes() -> None:
     off = {one: by_judge(0.0, 0.0) for one in ("explosion", "spill")}
     changes = {
-        "benign": {"shape": [-0.01, -0.02, 0.0], "spill": [0.0, -0.01, 0.01]},
+        "benign": {"shape": [-0.01, -0.02, 0.0], "colour": [-0.011, -0.015, 0.0], "spill": [0.0, -0.01, 0.01]},
         "spill": {"shape": [-0.03, -0.05, -0.01], "spill": [-0.2, -0.3, -0.1]},
     }
     depth = [{"block": 0, "auc": 0.5, "cost": {"setpoint": 0.25, "add": 0.5}}]

@@ -36,7 +36,7 @@ from reins_serve.embedded.measure import main, rate
 TASKS = ("text-to-video", "image-to-video")
 HINT = "hinted at"
 FIRST_SEED = 2_000_000
-BATCH = 24
+BATCH = 12
 
 
 def load(folder: Path) -> dict[str, Any]:
