@@ -17,9 +17,7 @@ from reins_serve.embedded.tokenizer import build_tokenizer
 from tests.embedded.stored import check_small_and_half
 
 EACH = 4
-LEAST = dict.fromkeys(ATTRIBUTES, 0.95) | {
-    "shape": 0.94
-}  # the aim is .95; from a first frame it is .9475: see the model card
+LEAST = 0.95
 
 
 @pytest.fixture(scope="module")
@@ -68,5 +66,5 @@ def test_the_measured_accuracies_meet_what_is_required():
                 for kind in ("benign", *CONCEPTS, "both"):
                     rate = measured[task][kind]["unsafe"][concept][judge]["rate"]
                     assert rate >= 0.95 if kind in (concept, "both") else rate <= 0.01
-        for name, least in LEAST.items():
-            assert measured[task]["benign"]["attributes"][name]["rate"] >= least
+        for name in ATTRIBUTES:
+            assert measured[task]["benign"]["attributes"][name]["rate"] >= LEAST
