@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from reins_serve.embedded import JUDGE_FILE, NUM_FRAMES, SIZE
 from reins_serve.embedded.world import ATTRIBUTES
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 HEADS = {**{name: len(values) for name, values in ATTRIBUTES.items()}, "explosion": 2}
 """Head -> number of classes, in the order of the logits."""
@@ -82,9 +85,7 @@ class JudgeA:
     @classmethod
     def load(cls, path: Path | str = JUDGE_FILE) -> JudgeA:
         """Load the stored weights; raises `FileNotFoundError` or safetensors' own error if they are not there."""
-        network = build_network()
-        network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
-        return cls(network)
+        return cls(restored(build_network(), path))
 
     def judge(self, clips: NDArray[np.uint8]) -> Verdict:
         """Judge clips `uint8 [N, T, H, W, 3]`; raises `ValueError` for another shape or type."""
@@ -128,6 +129,37 @@ class JudgeB:
         return Verdict(explosion=(self.share(clips) > self.threshold).astype(np.float32))
 
 
+def restored(network: NetworkT, path: Path | str) -> NetworkT:
+    """The network with stored weights, in float32; raises `FileNotFoundError` or safetensors' own error if they are not there."""
+    network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    return network
+
+
+def noisy(clips: NDArray[np.uint8]) -> Tensor:
+    """`stack` of clips for training, each with up to 0.1 of noise."""
+    video = stack(clips)
+    return video + torch.randn(video.shape) * torch.rand(len(video), 1, 1, 1) * 0.1
+
+
+def descend(
+    network: nn.Module,
+    loss_of_a_batch: Callable[[], Tensor],
+    steps: int,
+    peak_lr: float,
+    report: Callable[[int, float], object],
+) -> None:
+    """Train a judge's network in place by AdamW, one cycle of the learning rate; `report(step, loss)` follows each step."""
+    optimiser = torch.optim.AdamW(network.parameters(), lr=peak_lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak_lr, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        loss = loss_of_a_batch()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        report(step + 1, float(loss.detach()))
+
+
 def train_network(
     drawn: NDArray[np.uint8],
     decoded: NDArray[np.uint8],
@@ -146,22 +178,16 @@ def train_network(
     the heads' classes. Half of each batch comes from either.
     """
     torch.manual_seed(seed)
-    network = network or build_network(drawn.shape[1], drawn.shape[2], heads)
+    trained = network or build_network(drawn.shape[1], drawn.shape[2], heads)
     splits = list(heads.values())
-    optimiser = torch.optim.AdamW(network.parameters(), lr=peak_lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak_lr, total_steps=steps, pct_start=0.1)
     rng = np.random.default_rng([seed, 1])
-    for step in range(steps):
+
+    def loss_of_a_batch() -> Tensor:
         rows = rng.integers(len(drawn), size=128)
-        clips = np.concatenate([drawn[rows[:64]], decoded[rows[64:]]])
-        video = stack(clips)
-        video = video + torch.randn(video.shape) * torch.rand(len(video), 1, 1, 1) * 0.1
+        video = noisy(np.concatenate([drawn[rows[:64]], decoded[rows[64:]]]))
         target = torch.from_numpy(labels[rows])
-        logits = network(video).split(splits, dim=1)
-        loss = torch.stack([nn.functional.cross_entropy(head, target[:, i]) for i, head in enumerate(logits)]).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        report(step + 1, float(loss.detach()))
-    return network
+        logits = trained(video).split(splits, dim=1)
+        return torch.stack([nn.functional.cross_entropy(head, target[:, i]) for i, head in enumerate(logits)]).sum()
+
+    descend(trained, loss_of_a_batch, steps, peak_lr, report)
+    return trained

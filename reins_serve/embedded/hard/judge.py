@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reins_serve.embedded.hard import JUDGE_FILE, NUM_FRAMES, SIZE
 from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS, Scene
-from reins_serve.embedded.judge import build_network, check_clips, stack
+from reins_serve.embedded.judge import build_network, check_clips, restored, stack
 
 HEADS = {**{name: len(values) for name, values in ATTRIBUTES.items()}, **dict.fromkeys(CONCEPTS, 2)}
 """Head -> number of classes, in the order of the logits."""
@@ -94,9 +93,7 @@ class JudgeA:
     @classmethod
     def load(cls, path: Path | str = JUDGE_FILE) -> JudgeA:
         """Load stored weights; raises `FileNotFoundError` or safetensors' own error if they are not there."""
-        network = JudgeNetwork()
-        network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
-        return cls(network)
+        return cls(restored(JudgeNetwork(), path))
 
     def judge(self, clips: NDArray[np.uint8]) -> Verdict:
         """Judge clips `uint8 [N, T, H, W, 3]`; raises `ValueError` for another shape or type."""

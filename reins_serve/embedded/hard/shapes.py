@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from reins_serve.embedded.hard import NUM_FRAMES
 from reins_serve.embedded.hard.judge import ShapeReader
-from reins_serve.embedded.judge import stack
+from reins_serve.embedded.judge import descend, noisy
 
 SHARES = (48, 48, 32)
 """Clips of a batch from each source."""
@@ -31,19 +31,14 @@ def trained_reader(
     torch.manual_seed(seed)
     reader = ShapeReader()
     rng = np.random.default_rng([seed, 3])
-    optimiser = torch.optim.AdamW(reader.parameters(), lr=PEAK_LR, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=PEAK_LR, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
+
+    def loss_of_a_batch() -> Tensor:
         frames = rng.choice(NUM_FRAMES, FRAMES, replace=False)
         rows = [rng.integers(len(clips), size=share) for (clips, _), share in zip(sources, SHARES, strict=True)]
         pairs = list(zip(sources, rows, strict=True))
-        video = stack(np.concatenate([clips[chosen][:, frames] for (clips, _), chosen in pairs]))
+        video = noisy(np.concatenate([clips[chosen][:, frames] for (clips, _), chosen in pairs]))
         target = torch.from_numpy(np.concatenate([shapes[chosen] for (_, shapes), chosen in pairs]))
-        video = video + torch.randn(video.shape) * torch.rand(len(video), 1, 1, 1) * 0.1
-        loss = nn.functional.cross_entropy(reader(video), target)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        report(step + 1, float(loss.detach()))
+        return nn.functional.cross_entropy(reader(video), target)
+
+    descend(reader, loss_of_a_batch, steps, PEAK_LR, report)
     return reader

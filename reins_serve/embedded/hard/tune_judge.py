@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reins_serve.embedded.denoiser import embed_text
 from reins_serve.embedded.hard import FLOW_SHIFT, GUIDANCE_SCALE, NUM_FRAMES, NUM_INFERENCE_STEPS, SIZE, TEXT_TOKENS
 from reins_serve.embedded.hard.denoiser import PATCH, HardTrainer
 from reins_serve.embedded.hard.judge import HEADS
-from reins_serve.embedded.judge import build_network, train_network
+from reins_serve.embedded.judge import build_network, restored, train_network
 from reins_serve.embedded.vae import decode, encode, to_clips, to_tensor
 
 STEPS_LEFT = (3, 4, 5)
@@ -76,6 +75,5 @@ def tuned(
     judge: Path, drawn: np.ndarray, finished: np.ndarray, labels: np.ndarray, steps: int, seed: int, report: Report
 ) -> nn.Sequential:
     """Judge A's network after more steps on drawings and on what became of them; `labels` as `train_network`'s."""
-    network = build_network(NUM_FRAMES, SIZE, HEADS)
-    network.load_state_dict({name: weight.float() for name, weight in load_file(judge).items()})
+    network = restored(build_network(NUM_FRAMES, SIZE, HEADS), judge)
     return train_network(drawn, finished, labels, steps, seed, report, HEADS, network, PEAK_LR)
