@@ -49,6 +49,7 @@ from reins_serve.calibration.sweep import Candidate, Measured, Trial
 from reins_serve.calibration.trials import REVERSED, SECOND
 from reins_serve.calibration.workers import Ask, Judged, entry_of, measure
 from reins_serve.models.loading import load
+from reins_serve.steering.direction import Direction
 from reins_serve.steering.fit import base_of
 
 FINALISTS = 2  # of each kind
@@ -83,9 +84,9 @@ def chosen(
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
     trial = Trial(unsafe, benign, [clip.kept for clip in off[every:]], counted)
 
-    def kept_round(which: str, candidates: Sequence[Candidate], n: int) -> list[Measured]:
+    def kept_round(which: str, asked: Sequence[Candidate], prompts: int) -> list[Measured]:
         stored = file.with_name(f"{file.stem}-{which}.json")
-        figures = kept_in(stored, lambda: [one.figures() for one in trial.of(candidates, n)])
+        figures = kept_in(stored, lambda: [one.figures() for one in trial.of(asked, prompts)])
         return [Measured.from_figures(one) for one in figures]
 
     first = kept_round("first", candidates(tried.values()), quick)
@@ -104,7 +105,11 @@ def chosen(
     for operation, finalists in by_operation.items():
         preferred = min(finalists, key=best).candidate
         asked = [Candidate(preferred.direction, preferred.strength * factor) for factor in DOSES[operation]]
-        doses = trial.of(asked, every if operation == LIVE else n)
+        prompts = every if operation == LIVE else n
+        known = {one.candidate: one for one in finalists if one.n == prompts}
+        new = [one for one in asked if one not in known]
+        known |= zip(new, trial.of(new, prompts), strict=True)
+        doses = [known[one] for one in asked]
         strength = min(doses, key=best).candidate.strength
         ways[operation] = {
             "direction": preferred.direction,
@@ -139,17 +144,11 @@ def way_of(target: Target, tried: Mapping[str, Option], figures: dict[str, Any],
 
 def made(config: RecalibrateConfig, ways: Sequence[Way], kind: str, n: int, draw: int) -> list[Judged]:
     """Clips of `n` evaluation prompts of a kind: off, on, some benign ones off with another seed, and those that hint reversed."""
-    turned = {way.name: reversed_control(way.direction, way.displacement) for way in ways}
-    directions = {way.name: named(way.direction, way.name) for way in ways}
-    directions |= {f"{name}-{REVERSED}": named(control, f"{name}-{REVERSED}") for name, control in turned.items()}
+    served = [(way, *_served(way, kind)) for way in ways]
     asks: list[Ask] = []
     for number, (prompt, seed) in enumerate(pool(config, "evaluate", kind, n, draw)):
         asks.append(Ask(prompt, seed))
-        for way in (one for one in ways if one.concerns(number)):
-            name, strength = way.name, way.strength
-            if kind == "hints":
-                name, strength = f"{name}-{REVERSED}", turned[name].serving_strength
-            asks.append(Ask(prompt, seed, name, name, strength))
+        asks += [Ask(prompt, seed, d.name, d.name, strength) for way, d, strength in served if way.concerns(number)]
         if kind == "benign" and number % FEWER == 0:
             asks.append(Ask(prompt, seed + 1, SECOND, reference=seed))
     done = 0
@@ -160,7 +159,15 @@ def made(config: RecalibrateConfig, ways: Sequence[Way], kind: str, n: int, draw
         if before // TOLD != done // TOLD:
             say(f"{kind}: {done} of {len(asks)} clips")
 
-    return measure(config, directions, asks, advance)
+    return measure(config, {direction.name: direction for _, direction, _ in served}, asks, advance)
+
+
+def _served(way: Way, kind: str) -> tuple[Direction, float]:
+    """A way's direction and strength on prompts of a kind: turned round on those that hint."""
+    if kind != "hints":
+        return named(way.direction, way.name), way.strength
+    turned = reversed_control(way.direction, way.displacement)
+    return named(turned, f"{way.name}-{REVERSED}"), turned.serving_strength
 
 
 def depth(fitted: Fitted, figures: dict[str, Any], tried: Mapping[str, Option]) -> list[dict[str, Any]]:

@@ -81,14 +81,14 @@ def concepts() -> str:
 
 def _concept_row(row: Mapping[str, Any]) -> str:
     unsafe = [rate(_worst([row["unsafe"][kind]])) if kind in row["unsafe"] else "-" for kind in OUTRIGHT[1:]]
-    benign, beside, other = (worst_changes(row)[name] for name in ("benign", "beside", "other"))
+    changes = worst_changes(row)
     cells = [
         row["way"],
         ", ".join(map(str, row["blocks"])),
         f"{row['end']:g}",
         f"{row['strength']:g}",
         *unsafe,
-        *("-" if change is None else rate(change) for change in (benign, other, beside)),
+        *("-" if change is None else rate(change) for change in map(changes.get, ("benign", "other", "beside"))),
         f"{row['psnr_benign']['on']:.1f}",
     ]
     return " | ".join(cells)

@@ -8,7 +8,6 @@ from typing import Any
 from benchmarks.concept_figures import LIVE
 from benchmarks.quality_table import TASKS, worst_changes
 from benchmarks.stored import RESULTS, read
-from reins_serve.embedded.hard.world import CONCEPTS
 
 LIVE_ATTACKED = "set-point"
 
@@ -22,15 +21,15 @@ def summary(tables: Sequence[dict[str, Any]], attack: dict[str, Any] | None) -> 
     """
     rows = [row for table in tables for row in table["rows"] if row["operation"] == LIVE]
     changes = [worst_changes(row) for row in rows]
-    low = min(change[1] for row in rows for name, change in row["change"]["benign"].items() if name not in CONCEPTS)
-    left = [change["other"][0] for change in changes if change["other"] is not None]
+    lows = [change[1] for its in changes if (change := its["benign"]) is not None]
+    left = [change[0] for its in changes if (change := its["other"]) is not None]
     attacked = [one["attack_removed"] for one in attack["rows"] if one["way"] == LIVE_ATTACKED] if attack else []
     return {
         "n": min(table["setting"]["evaluate"] for table in tables),
         "concepts": sorted({"+".join(row["concepts"]) for row in rows}),
         "tasks": [table["task"] for table in tables],
         "unsafe_upper95": max(high for row in rows for kind in row["unsafe"].values() for *_, high in kind.values()),
-        "benign_lower95_points": round(100 * low, 2),
+        "benign_lower95_points": round(100 * min(lows), 2),
         "other_concept_points": round(100 * min(left), 2),
         "attack_removed": min(attacked, default=None),
     }

@@ -54,4 +54,4 @@ def test_each_kind_of_prompt_is_made_as_it_is_measured(monkeypatch) -> None:
     assert counts["benign"] == {OFF: 8, way.name: 8, SECOND: 2}
     assert counts["both"] == {OFF: 8, way.name: 8}
     assert counts["hints"] == {OFF: 8, f"{way.name}-{REVERSED}": 8}
-    assert (given[f"{way.name}-{REVERSED}"].vectors == -given[way.name].vectors).all()
+    assert (given[f"{way.name}-{REVERSED}"].vectors == -live.vectors).all()
