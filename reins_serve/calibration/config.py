@@ -26,8 +26,8 @@ class Tried(_Strict):
     Attributes:
         in_a_row: Blocks one after the other that steer together.
         turns: In a row, each label's own direction in turn; otherwise that of all labels together at every block.
-        end: Share of the steps after which it steers no more; None: as the configuration's window. What is captured stays that
-            window, so clips that are sampled live under such a direction need a configuration with its window.
+        end: Share of the steps after which it steers no more; None: as the configuration's window, which is what is captured
+            in either case.
         strengths: Multiples of the operation's unit (`deficit` for a set-point, `ref_norm` for an addition).
     """
 

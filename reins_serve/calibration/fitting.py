@@ -71,6 +71,7 @@ def describe_fit(config: RecalibrateConfig, fitted: SupervisedPCA, clips: int, a
         auc=auc,
         sources=(f"{config.prompts.kind}/fit",),
         seed=config.seed,
+        captured=config.window,
     )
 
 

@@ -43,7 +43,7 @@ class LiveSampler:
         self._judge = judges.load(config.judge) if config.judge is not None else None
         self._blocks = config.blocks if config.blocks is not None else middle_blocks(steering.pipeline)
         live = steering.directions.get("live")
-        self._window = live.meta.window if live is not None else Window(start=0, end=0.5)
+        self._window = live.meta.captured if live is not None else Window(start=0, end=0.5)
         self._random = random.Random()
         self._pending: deque[ClipRequest] = deque()
         self._buffer: list[tuple[ClipRequest, Activations, dict[str, float]]] = []

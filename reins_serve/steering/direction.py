@@ -108,6 +108,7 @@ class Fit(_Strict):
     auc: Finite | None = None  # cross-fitted, folds grouped by prompt, at the steered block
     sources: tuple[str, ...] = ()
     seed: int
+    captured: Window | None = None  # share of the steps whose activations were fitted; None: what is steered
 
 
 class Gate(_Strict):
@@ -137,6 +138,11 @@ class DirectionMeta(_Strict):
     fit: Fit
     gates: dict[str, Gate]
     parent: str | None = None
+
+    @property
+    def captured(self) -> Window:
+        """The window that activations for the next direction are captured in: that of this one's, which may steer longer."""
+        return self.fit.captured or self.window
 
     @model_validator(mode="after")
     def _consistent(self) -> "DirectionMeta":

@@ -1,5 +1,6 @@
 """Sampling of live traffic: un-steered, quiet, labelled at once, and never in the way of a job."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from reins_serve.steering.direction import Window
 from tests import tiny
 
 
-def sampler(tmp_path: Path, **changes: Any) -> LiveSampler:
+def sampler(tmp_path: Path, live: Mapping[str, Any] = {}, **changes: Any) -> LiveSampler:
     pipeline = tiny.pipeline()
-    steering = attach(pipeline, model="tiny", directions={"live": tiny.direction(pipeline)})
+    steering = attach(pipeline, model="tiny", directions={"live": tiny.direction(pipeline, **live)})
     config = SamplingConfig.model_validate({"fraction": 1.0, "url": str(tmp_path), "flush": 2} | changes)
     return LiveSampler(config, tiny.ENTRY, steering)
 
@@ -41,6 +42,16 @@ def test_a_sample_is_what_an_unsteered_pipeline_shows(tmp_path: Path) -> None:
         assert np.array_equal(batch.pooled[row], capture.activations.pooled[0])
     assert batch.columns["source"].tolist() == ["live", "live"]
     assert live.stored == 2
+
+
+def test_a_sample_is_captured_as_the_live_direction_s_clips_were(tmp_path: Path) -> None:
+    half = Window(start=0, end=0.5)
+    longer = {"window": Window(start=0, end=0.75), "fit": tiny.FIT | {"captured": half}}
+    for name, live, window in (("longer", longer, half), ("unsaid", {"window": longer["window"]}, longer["window"])):
+        sampling = sampler(tmp_path / name, live)
+        sampling.offer(clips())
+        sampling.run(busy=lambda: False)
+        assert open_activations(str(tmp_path / name), "tiny").meta.window == window
 
 
 def test_the_prompt_is_not_stored_unless_it_is_asked_for(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_a_way_may_steer_longer_than_what_is_captured() -> None:
     ends = {name: option.direction.meta.window.end for name, option in found.items()}
     assert (ends["setpoint-none-cond-2"], ends["setpoint-none-cond-2-to-62_5"]) == (CONFIG.window.end, 0.625)
     assert ends["setpoint-none-cond-2x3-to-75"] == 0.75
+    assert {option.direction.meta.captured for option in found.values()} == {CONFIG.window}
     assert len(found) == 8 + 8 + 6
     assert {option.direction.meta.window.start for option in found.values()} == {CONFIG.window.start}
 
