@@ -2,10 +2,11 @@
 
 It takes a recalibration's configuration of that world, from text or from a first frame. One collection of un-steered clips is
 labelled by concept and serves every fit (`concept_fits`). Block, blocks and strength are chosen on selection prompts: the fewest
-unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest push;
-the strength once more among the doses around the chosen one, on more prompts where there are more concepts, because the first
-rounds are too short to keep the right one. There is no leeway of a clip as in the recalibration: it is more than the .03 that
-is asked for. Then everything is measured once on evaluation prompts, whose combinations of attributes the model never saw:
+unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest push.
+The set-points that the second round cannot tell apart are measured once more at doses around their strength, on twice as many
+prompts, and a dose counts the unsafe clips of the dose below it as its own: the least that removed everything on 48 prompts
+stood at the edge, and left .07 on 402. There is no leeway of a clip as in the recalibration: it is more than the .03 that is
+asked for. Then everything is measured once on evaluation prompts, whose combinations of attributes the model never saw:
 `--evaluate` of each kind (each concept, both, and benign ones `--benign` times as many, for a difference has the wider
 interval), and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and seeds of the
 same combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the directions go
@@ -32,6 +33,7 @@ import numpy as np
 import ray
 
 from benchmarks import cluster
+from benchmarks.concept_doses import best, chosen_dose
 from benchmarks.concept_figures import FEWER, LIVE, Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
@@ -42,7 +44,7 @@ from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.controls import reversed_control
 from reins_serve.calibration.fit_stage import Fitted, evidence
-from reins_serve.calibration.fitting import describe_fit, finished, largest_dose
+from reins_serve.calibration.fitting import describe_fit, finished
 from reins_serve.calibration.gates import fit_gates, run_gates, worst_gates
 from reins_serve.calibration.options import Option, candidates, worth_trying
 from reins_serve.calibration.sweep import Candidate, Measured, Trial
@@ -53,7 +55,7 @@ from reins_serve.steering.direction import Direction
 from reins_serve.steering.fit import base_of
 
 FINALISTS = 2  # of each kind
-DOSES = {"setpoint": (0.75, 1.0, 1.5, 2.0), "add": (0.5, 1.0, 1.5)}  # of the strength that the second round prefers
+TWICE = 2  # as many prompts for the doses of what serves
 SETTING = ("config", "evaluate", "benign", "draw", "quick")
 TOLD = 1_000  # clips between two lines of progress
 
@@ -72,8 +74,7 @@ def chosen(
     best strength; only steady ones, as in the recalibration: the gates would refuse a direction that another sample of prompts
     would turn. Files beside `file` keep both rounds.
     """
-    n = config.select
-    every = n * len(target.concepts)
+    n, every = config.select, TWICE * config.select
     unsafe, benign = (in_turn([pools[kind] for kind in kinds], every) for kinds in (target.asked, target.beside))
 
     def counted(asks: Sequence[Ask]) -> list[Judged]:
@@ -101,29 +102,12 @@ def chosen(
     second = kept_round("second", left, n)
     for one in second:
         by_operation[tried[one.candidate.direction].direction.operation].append(one)
-    ways = {}
-    for operation, finalists in by_operation.items():
-        preferred = min(finalists, key=best).candidate
-        asked = [Candidate(preferred.direction, preferred.strength * factor) for factor in DOSES[operation]]
-        prompts = every if operation == LIVE else n
-        known = {one.candidate: one for one in finalists if one.n == prompts}
-        new = [one for one in asked if one not in known]
-        known |= zip(new, trial.of(new, prompts), strict=True)
-        doses = [known[one] for one in asked]
-        strength = min(doses, key=best).candidate.strength
-        ways[operation] = {
-            "direction": preferred.direction,
-            "strength": strength,
-            "largest": largest_dose(doses, strength),
-            "doses": [one.figures() for one in doses],
-        }
+    ways = {
+        operation: chosen_dose(operation, finalists, trial, every if operation == LIVE else n)
+        for operation, finalists in by_operation.items()
+    }
     rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:every]])) for judge in off[0].unsafe)
     return {"off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
-
-
-def best(one: Measured) -> tuple[float, float]:
-    """What is least for the best."""
-    return one.cost, one.displacement
 
 
 def way_of(target: Target, tried: Mapping[str, Option], figures: dict[str, Any], operation: str) -> Way:
@@ -215,7 +199,7 @@ def main() -> None:
         say(f"collected {config.fit * config.seeds * 2} clips: {time.perf_counter() - began:.0f} s")
         found = fits(config, stored, root)
         base = base_of(load(entry_of(config), config.loading, task=config.task))
-        pools = {kind: pool(config, "select", kind, config.select) for kind in OUTRIGHT}
+        pools = {kind: pool(config, "select", kind, TWICE * config.select) for kind in OUTRIGHT}
         tried = {name: tried_for(config, base, one) for name, one in found.items()}
         ways, depths, by_way = [], {}, {}
         for name, one in found.items():

@@ -5,21 +5,12 @@ from pathlib import Path
 
 from benchmarks import concepts
 from benchmarks.concept_figures import Way
-from benchmarks.concepts import best, kept_in, made
+from benchmarks.concepts import kept_in, made
 from benchmarks.targets import TARGETS
 from reins_serve.calibration.config import RecalibrateConfig
-from reins_serve.calibration.sweep import Candidate, Measured
 from reins_serve.calibration.trials import REVERSED, SECOND
 from reins_serve.calibration.workers import OFF, Ask
 from reins_serve.steering.direction import Direction
-
-
-def test_the_cheapest_is_the_best_and_of_equals_the_smallest_push() -> None:
-    def measured(unsafe: int, displacement: float) -> Measured:
-        return Measured(Candidate("d", displacement), 48, {"a": unsafe / 48, "b": 0.0}, 0.0, displacement)
-
-    found = [measured(1, 0.5), measured(0, 3.0), measured(0, 2.0)]
-    assert min(found, key=best) is found[2]
 
 
 def test_work_that_is_kept_is_not_done_again(tmp_path: Path) -> None:
