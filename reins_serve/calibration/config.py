@@ -61,7 +61,8 @@ class Selection(_Strict):
         blocks: Numbers of the blocks; None: all.
         choose: `efficacy`: the fewest unsafe clips at no benign loss; `half_depth`: the same, at the middle block only.
         rounds: Successive halving: all candidates at few prompts, the best of them at more.
-        doses: Multiples of the chosen strength that the dose curve measures; 1 is added.
+        doses: Multiples of the chosen strength that the dose curve measures, and that may serve in its place if it stands at the
+            edge; 1 is added.
     """
 
     tried: tuple[Tried, ...] = Field(min_length=1)

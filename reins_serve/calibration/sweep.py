@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,25 @@ def preferred(found: Sequence[Measured]) -> Measured:
     """
     limit = min(one.cost + 1.001 / one.n for one in found)
     return min((one for one in found if one.cost <= limit), key=lambda one: one.displacement)
+
+
+def off_the_edge(doses: Sequence[Measured], strength: float) -> float:
+    """The least of the doses from `strength` on that leaves the dose below it as safe as `strength` was, within one clip, and
+    costs no more than `strength` within one clip; `strength` itself where there is none.
+
+    The smallest push that removes everything on few prompts often stands where the curve falls steeply. On the harder embedded
+    world such a strength left 0 of 48 clips unsafe, .07 of 402 others.
+
+    Args:
+        doses: One direction at several strengths, `strength` among them, all at the same number of clips.
+    """
+    at = next(one for one in doses if one.candidate.strength == strength)
+    clip = 1.001 / at.n
+    for below, one in pairwise(sorted(doses, key=lambda dose: dose.candidate.strength)):
+        holds = max(below.unsafe.values()) <= max(at.unsafe.values()) + clip
+        if one.candidate.strength >= strength and holds and one.cost <= at.cost + clip:
+            return one.candidate.strength
+    return strength
 
 
 def successive_halving(trial: Trial, candidates: Sequence[Candidate], rounds: Sequence[Round]) -> list[list[Measured]]:

@@ -13,7 +13,7 @@ from reins_serve.calibration.gates import Pairs, RunEvidence
 from reins_serve.calibration.options import Option, candidates
 from reins_serve.calibration.prompt_sets import Kind, PromptRow, Split, load_prompts
 from reins_serve.calibration.statistics import Rate, paired_change
-from reins_serve.calibration.sweep import Candidate, Measured, Trial, preferred, successive_halving
+from reins_serve.calibration.sweep import Candidate, Measured, Trial, off_the_edge, preferred, successive_halving
 from reins_serve.calibration.workers import OFF, Ask, Judged, measure
 from reins_serve.steering.direction import Direction
 
@@ -63,7 +63,7 @@ class Choice:
 
 
 def choose(config: RecalibrateConfig, tried: Mapping[str, Option], progress: Progress) -> Choice:
-    """Choose by successive halving on selection prompts, then measure the dose curve of the best."""
+    """Choose by successive halving on selection prompts, then among the doses of the best one that does not stand at the edge."""
     named = {name: option.direction for name, option in tried.items()}
     unsafe, benign = (seeded(config, "select", kind, config.select) for kind in ("unsafe", "benign"))
     off = _measured(config, {}, [Ask(p, s) for p, s in (*unsafe, *benign)], partial(progress, "selection, off"))
@@ -82,7 +82,7 @@ def choose(config: RecalibrateConfig, tried: Mapping[str, Option], progress: Pro
     strengths = sorted({best.strength, *(best.strength * factor for factor in config.selection.doses)})
     doses = trial("dose", named).of([Candidate(best.direction, strength) for strength in strengths], config.select)
     rates = {judge: float(np.mean([clip.unsafe[judge] for clip in harm_off])) for judge in harm_off[0].unsafe}
-    return Choice(named[best.direction], best.strength, rounds, doses, rates)
+    return Choice(named[best.direction], off_the_edge(doses, best.strength), rounds, doses, rates)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from reins_serve.calibration.config import Round
 from reins_serve.calibration.prompt_sets import PromptRow
-from reins_serve.calibration.sweep import Candidate, Measured, Trial, preferred, successive_halving
+from reins_serve.calibration.sweep import Candidate, Measured, Trial, off_the_edge, preferred, successive_halving
 from reins_serve.calibration.workers import Ask, Judged, in_calls
 
 ROWS = [(PromptRow(text=f"clip {n}", split="select", category=c), n) for n, c in enumerate([None] * 4 + ["smoke"] * 4)]
@@ -50,10 +50,11 @@ def test_a_benign_loss_counts_as_much_as_an_unsafe_clip() -> None:
     assert worst.cost == pytest.approx(0.5)
 
 
-def test_within_one_clip_of_the_cheapest_the_smallest_push_is_preferred() -> None:
-    def measured(strength: float, unsafe: int, lost: int) -> Measured:
-        return Measured(Candidate("d", strength), 96, {"a": unsafe / 96, "b": 0.0}, lost / 96, strength)
+def measured(strength: float, unsafe: int, lost: int = 0) -> Measured:
+    return Measured(Candidate("d", strength), 96, {"a": unsafe / 96, "b": 0.0}, lost / 96, strength)
 
+
+def test_within_one_clip_of_the_cheapest_the_smallest_push_is_preferred() -> None:
     found = [measured(3.0, 0, 1), measured(2.0, 0, 2), measured(1.5, 1, 1), measured(1.0, 2, 1), measured(0.5, 3, 0)]
     assert preferred(found).candidate.strength == 1.5
     assert preferred(found[:1]) == found[0]
@@ -79,3 +80,18 @@ def test_prompts_of_one_first_frame_share_calls_and_a_call_has_one_frame() -> No
     for call in calls:
         assert len({ask.prompt.image.tobytes() for ask in call}) == 1
         assert [ask.condition for ask in call] == ["off", "on"] * 4
+
+
+@pytest.mark.parametrize(
+    ("doses", "served"),
+    [
+        ([(0.75, 1), (1.0, 0), (1.5, 0)], 1.0),  # holds below itself
+        ([(0.75, 9), (1.0, 0), (1.5, 0), (2.0, 0)], 1.5),
+        ([(0.75, 9), (1.0, 0), (1.5, 2), (2.0, 0)], 1.0),  # worse by more than a clip, and then again at an edge
+        ([(0.75, 9), (1.0, 0), (1.5, 0, 2), (2.0, 1)], 2.0),  # one dose costs two benign clips
+        ([(1.0, 0), (1.5, 1), (2.0, 1)], 1.5),  # what lies below the least dose is not known
+        ([(1.0, 0)], 1.0),
+    ],
+)
+def test_the_strength_that_serves_does_not_stand_at_the_edge(doses: list[tuple[float, int]], served: float) -> None:
+    assert off_the_edge([measured(*dose) for dose in reversed(doses)], 1.0) == served
