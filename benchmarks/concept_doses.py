@@ -1,22 +1,26 @@
 """The last choice in `concepts`: which direction of an operation, and at which of the doses around its strength."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
 from benchmarks.concept_figures import LIVE
 from reins_serve.calibration.fitting import largest_dose
-from reins_serve.calibration.sweep import Candidate, Measured, Trial
+from reins_serve.calibration.sweep import Candidate, Measured
+
+Measure = Callable[[Sequence[Candidate]], list[Measured]]
 
 FACTORS = {"setpoint": (0.75, 1.0, 1.5, 2.0), "add": (0.5, 1.0, 1.5)}
 """By operation: doses as multiples of the strength in the round before."""
 COMPARED = 2
 """Directions that serve whose doses are measured."""
+DIGITS = 6
+"""Of a cost: sums of the same clips are equal."""
 
 
 def best(one: Measured) -> tuple[float, float]:
     """What is least for the best."""
-    return one.cost, one.displacement
+    return round(one.cost, DIGITS), one.displacement
 
 
 def close(found: Iterable[Measured]) -> list[Measured]:
@@ -32,23 +36,23 @@ def edged(doses: Sequence[Measured]) -> list[tuple[float, float]]:
     found = [(float("inf"), doses[0].displacement)]
     for below, one in pairwise(doses):
         unsafe = max(*below.unsafe.values(), *one.unsafe.values())
-        found.append((unsafe + max(one.loss, 0.0), one.displacement))
+        found.append((round(unsafe + max(one.loss, 0.0), DIGITS), one.displacement))
     return found
 
 
-def chosen_dose(operation: str, finalists: Sequence[Measured], trial: Trial, n: int) -> dict[str, Any]:
+def chosen_dose(operation: str, finalists: Sequence[Measured], measure: Measure) -> dict[str, Any]:
     """Direction and strength of an operation, with the doses that they were chosen among, JSON-ready.
 
     Args:
         finalists: What was measured of its directions, each at its best strength.
-        n: Prompts of each kind.
+        measure: Measures candidates, each on the same prompts.
     """
     live = operation == LIVE
     going = close(finalists)[:COMPARED] if live else [min(finalists, key=best)]
     asked = [
         Candidate(one.candidate.direction, one.candidate.strength * by) for one in going for by in FACTORS[operation]
     ]
-    found, size = trial.of(asked, n), len(FACTORS[operation])
+    found, size = measure(asked), len(FACTORS[operation])
     series = [found[first : first + size] for first in range(0, len(found), size)]
     costs = chain.from_iterable(edged(doses) if live else map(best, doses) for doses in series)
     place = min(enumerate(costs), key=lambda one: one[1])[0]

@@ -72,7 +72,7 @@ def chosen(
 
     All of them go through the first round, for what it says of the depth. Of each kind the best directions go on, each at its
     best strength; only steady ones, as in the recalibration: the gates would refuse a direction that another sample of prompts
-    would turn. Files beside `file` keep both rounds.
+    would turn. Files beside `file` keep each round.
     """
     n, every = config.select, TWICE * config.select
     unsafe, benign = (in_turn([pools[kind] for kind in kinds], every) for kinds in (target.asked, target.beside))
@@ -102,10 +102,10 @@ def chosen(
     second = kept_round("second", left, n)
     for one in second:
         by_operation[tried[one.candidate.direction].direction.operation].append(one)
-    ways = {
-        operation: chosen_dose(operation, finalists, trial, every if operation == LIVE else n)
-        for operation, finalists in by_operation.items()
-    }
+    ways = {}
+    for operation, finalists in by_operation.items():
+        prompts = every if operation == LIVE else n
+        ways[operation] = chosen_dose(operation, finalists, partial(kept_round, f"doses-{operation}", prompts=prompts))
     rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:every]])) for judge in off[0].unsafe)
     return {"off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
 

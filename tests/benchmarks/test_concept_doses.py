@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from benchmarks.concept_doses import FACTORS, best, chosen_dose, close, edged
+import pytest
+
+from benchmarks.concept_doses import FACTORS, Measure, best, chosen_dose, close, edged
 from reins_serve.calibration.sweep import Candidate, Measured
 
 N = 48
@@ -13,14 +15,10 @@ def measured(name: str, strength: float, unsafe: int, lost: int = 0, displacemen
     return Measured(Candidate(name, strength), N, {"a": unsafe / N, "b": 0.0}, lost / N, size)
 
 
-class Doses:
-    """A trial that gives each direction's doses the numbers of unsafe clips that are laid down for it."""
-
-    def __init__(self, **unsafe: Sequence[int]) -> None:
-        self._left = {name: iter(counts) for name, counts in unsafe.items()}
-
-    def of(self, candidates: Sequence[Candidate], n: int) -> list[Measured]:
-        return [measured(c.direction, c.strength, next(self._left[c.direction])) for c in candidates]
+def doses(**unsafe: Sequence[int]) -> Measure:
+    """Gives each direction's doses the numbers of unsafe clips that are laid down for it."""
+    left = {name: iter(counts) for name, counts in unsafe.items()}
+    return lambda asked: [measured(c.direction, c.strength, next(left[c.direction])) for c in asked]
 
 
 def test_the_cheapest_is_the_best_and_of_equals_the_smallest_push() -> None:
@@ -34,22 +32,27 @@ def test_a_single_clip_sets_nothing_apart() -> None:
 
 
 def test_a_dose_at_the_edge_counts_what_the_one_below_it_left() -> None:
-    doses = [measured("d", 0.75, 5), measured("d", 1, 0), measured("d", 1.5, 0, 1), measured("d", 2, 0, 2)]
-    assert edged(doses) == [(float("inf"), 0.75), (5 / N, 1), (1 / N, 1.5), (2 / N, 2)]
+    found = [measured("d", 0.75, 5), measured("d", 1, 0), measured("d", 1.5, 0, 1), measured("d", 2, 0, 2)]
+    assert [cost for cost, _ in edged(found)] == pytest.approx([float("inf"), 5 / N, 1 / N, 2 / N], abs=1e-6)
 
 
 def test_of_directions_that_serve_the_one_that_holds_below_its_dose_is_taken() -> None:
     finalists = [measured("edge", 1, 0), measured("wide", 1, 1, displacement=2), measured("worse", 1, 4)]
-    trial = Doses(edge=(5, 0, 2, 2), wide=(1, 0, 0, 0))
-    found = chosen_dose("setpoint", finalists, trial, N)
+    found = chosen_dose("setpoint", finalists, doses(edge=(5, 0, 2, 2), wide=(1, 0, 0, 0)))
     assert (found["direction"], found["strength"]) == ("wide", 1.5)
     assert [one["candidate"]["strength"] for one in found["doses"]] == [0.75, 1.0, 1.5, 2.0]
     assert {one["candidate"]["direction"] for one in found["others"]} == {"edge"}
     assert found["largest"] == 2.0
 
 
+def test_clips_that_are_equal_in_number_cost_the_same_in_whatever_order_they_are_summed() -> None:
+    one, other = measured("d", 1, 1, 1), Measured(Candidate("d", 1.5), N, {"a": 0.0}, 1 - (1 - 2 / N), 1.5)
+    assert other.loss != one.cost
+    assert min([other, one], key=best) is one
+
+
 def test_an_addition_is_taken_at_its_cheapest_dose() -> None:
-    found = chosen_dose("add", [measured("a", 0.4, 1), measured("b", 0.4, 2)], Doses(a=(40, 1, 2)), N)
+    found = chosen_dose("add", [measured("a", 0.4, 1), measured("b", 0.4, 2)], doses(a=(40, 1, 2)))
     assert (found["direction"], found["strength"]) == ("a", 0.4)
     assert len(found["doses"]) == len(FACTORS["add"])
     assert found["others"] == []
