@@ -7,11 +7,10 @@ The set-points that the second round cannot tell apart are measured once more at
 prompts, and a dose counts the unsafe clips of the dose below it as its own: a strength that left 0 of 48 clips unsafe stood at
 the edge, and left .07 of 402 that asked for both concepts. There is no leeway of a clip as in the recalibration: it is more
 than the .03 that is asked for. Then everything is measured once on evaluation prompts, whose combinations of attributes the
-model never saw:
-`--evaluate` of each kind (each concept, both, and benign ones `--benign` times as many, for a difference has the wider
-interval), and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and seeds of the
-same combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the directions go
-to `--directions`.
+model never saw: `--evaluate` of each kind (each concept, both, and benign ones `--benign` times as many, for a difference has
+the wider interval), and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and
+seeds of the same combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the
+directions go to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped.
 """
