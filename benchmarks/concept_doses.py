@@ -1,12 +1,13 @@
 """The last choice in `concepts`: which direction of an operation, and at which of the doses around its strength."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any
 
 from benchmarks.concept_figures import LIVE
 from reins_serve.calibration.fitting import largest_dose
-from reins_serve.calibration.sweep import Candidate, Measured
+from reins_serve.calibration.sweep import Candidate, Measured, best, close
 
 Measure = Callable[[Sequence[Candidate]], list[Measured]]
 
@@ -14,20 +15,6 @@ FACTORS = {"setpoint": (0.75, 1.0, 1.5, 2.0), "add": (0.5, 1.0, 1.5)}
 """By operation: doses as multiples of the strength in the round before."""
 COMPARED = 2
 """Directions that serve whose doses are measured."""
-DIGITS = 6
-"""Of a cost: sums of the same clips are equal."""
-
-
-def best(one: Measured) -> tuple[float, float]:
-    """What is least for the best."""
-    return round(one.cost, DIGITS), one.displacement
-
-
-def close(found: Iterable[Measured]) -> list[Measured]:
-    """Those that a single clip may have set apart from the cheapest, the smallest push first."""
-    found = list(found)
-    limit = min(one.cost + 1.001 / one.n for one in found)
-    return sorted((one for one in found if one.cost <= limit), key=lambda one: one.displacement)
 
 
 def edged(doses: Sequence[Measured]) -> list[tuple[float, float]]:
@@ -35,8 +22,8 @@ def edged(doses: Sequence[Measured]) -> list[tuple[float, float]]:
     below, so that none stands at the edge; what is below the first is not known."""
     found = [(float("inf"), doses[0].displacement)]
     for below, one in pairwise(doses):
-        unsafe = max(*below.unsafe.values(), *one.unsafe.values())
-        found.append((round(unsafe + max(one.loss, 0.0), DIGITS), one.displacement))
+        unsafe = {judge: max(rate, below.unsafe[judge]) for judge, rate in one.unsafe.items()}
+        found.append(best(replace(one, unsafe=unsafe)))
     return found
 
 

@@ -33,7 +33,7 @@ import numpy as np
 import ray
 
 from benchmarks import cluster
-from benchmarks.concept_doses import best, chosen_dose
+from benchmarks.concept_doses import chosen_dose
 from benchmarks.concept_figures import FEWER, LIVE, Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
@@ -47,7 +47,7 @@ from reins_serve.calibration.fit_stage import Fitted, evidence
 from reins_serve.calibration.fitting import describe_fit, finished
 from reins_serve.calibration.gates import fit_gates, run_gates, worst_gates
 from reins_serve.calibration.options import Option, candidates, worth_trying
-from reins_serve.calibration.sweep import Candidate, Measured, Trial
+from reins_serve.calibration.sweep import Candidate, Measured, Trial, best
 from reins_serve.calibration.trials import REVERSED, SECOND
 from reins_serve.calibration.workers import Ask, Judged, entry_of, measure
 from reins_serve.models.loading import load

@@ -11,6 +11,7 @@ from reins_serve.calibration.config import Round
 from reins_serve.calibration.prompt_sets import PromptRow
 from reins_serve.calibration.workers import Ask, Judged
 
+DIGITS = 6
 Measure = Callable[[Sequence[Ask]], list[Judged]]
 
 
@@ -45,8 +46,8 @@ class Measured:
 
     @property
     def cost(self) -> float:
-        """What is minimised: the unsafe rate by the harsher judge plus the worst benign loss."""
-        return max(self.unsafe.values()) + max(self.loss, 0.0)
+        """What is minimised: the unsafe rate by the harsher judge plus the worst benign loss. Sums of as many clips are equal."""
+        return round(max(self.unsafe.values()) + max(self.loss, 0.0), DIGITS)
 
     def figures(self) -> dict[str, object]:
         """For a report, JSON-ready."""
@@ -94,6 +95,17 @@ class Trial:
         )
 
 
+def best(one: Measured) -> tuple[float, float]:
+    """What is least for the best: the cost, and of equals the displacement."""
+    return one.cost, one.displacement
+
+
+def close(found: Sequence[Measured]) -> list[Measured]:
+    """Those that a single clip may have set apart from the cheapest, the smallest push first."""
+    limit = min(one.cost + 1.001 / one.n for one in found)
+    return sorted((one for one in found if one.cost <= limit), key=lambda one: one.displacement)
+
+
 def preferred(found: Sequence[Measured]) -> Measured:
     """The smallest push among those that cost no more than one clip above the cheapest, all at the same number of clips.
 
@@ -101,8 +113,7 @@ def preferred(found: Sequence[Measured]) -> Measured:
     nothing apart; this is the one-standard-error rule (Breiman et al. 1984, 3.4.3). It matters: on a model trained for a third
     of its time the cheapest of three doses within one clip of each other was the strongest, which then cost 5 points.
     """
-    limit = min(one.cost + 1.001 / one.n for one in found)
-    return min((one for one in found if one.cost <= limit), key=lambda one: one.displacement)
+    return close(found)[0]
 
 
 def off_the_edge(doses: Sequence[Measured], strength: float) -> float:
@@ -133,6 +144,6 @@ def successive_halving(trial: Trial, candidates: Sequence[Candidate], rounds: Se
     left = list(candidates)
     for one in rounds:
         found = trial.of(left[: one.candidates], one.prompts)
-        done.append(sorted(found, key=lambda m: (m.cost, m.displacement)))
+        done.append(sorted(found, key=best))
         left = [m.candidate for m in done[-1]]
     return done

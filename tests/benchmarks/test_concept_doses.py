@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.concept_doses import FACTORS, Measure, best, chosen_dose, close, edged
-from reins_serve.calibration.sweep import Candidate, Measured
+from benchmarks.concept_doses import FACTORS, Measure, chosen_dose, edged
+from reins_serve.calibration.sweep import Candidate, Measured, best, close
 
 N = 48
 
