@@ -35,6 +35,7 @@ def _finite(value: float) -> float:
 
 
 Finite = Annotated[float, AfterValidator(_finite)]
+Word = Annotated[str, Field(max_length=200)]  # what an error message repeats
 
 
 class _Strict(BaseModel):
@@ -44,9 +45,9 @@ class _Strict(BaseModel):
 class Base(_Strict):
     """The model that the direction belongs to."""
 
-    fingerprint: str = Field(min_length=8)
-    denoiser: str  # attribute of the pipeline, such as "transformer"
-    denoiser_class: str
+    fingerprint: Word = Field(min_length=8)
+    denoiser: Word  # attribute of the pipeline, such as "transformer"
+    denoiser_class: Word
     width: int = Field(gt=0)
     num_blocks: int = Field(gt=0)
 
@@ -124,7 +125,7 @@ class DirectionMeta(_Strict):
 
     format: Literal["reins.direction/1"]
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    model: str
+    model: Word
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     role: Literal["steer", "control"]  # a control measures something and is never live
     base: Base

@@ -60,8 +60,9 @@ def _check_meta(meta: dict[str, Any]) -> None:
     assert set(base) == {"fingerprint", "denoiser", "denoiser_class", "width", "num_blocks"}
     assert _whole(base["width"]) > 0 < _whole(base["num_blocks"])
     assert len(base["fingerprint"]) >= 8
-    assert set(window) <= {"start", "end"}
-    assert 0 <= _number(window.get("start", 0.0)) < _number(window.get("end", 0.5)) <= 1
+    words = (meta["model"], base["fingerprint"], base["denoiser"], base["denoiser_class"])
+    assert all(len(word) <= 200 for word in words)
+    _check_window(window)
     assert set(strength) == {"unit", "serving", "max"}
     assert 0 < _number(strength["serving"]) <= _number(strength["max"])
     assert strength["unit"] in (("deficit",) if meta["operation"] == "setpoint" else ("gap", "ref_norm"))
@@ -75,10 +76,12 @@ def _check_meta(meta: dict[str, Any]) -> None:
         unit = {"gap": gap, "ref_norm": one["ref_norm"], "deficit": 1.0}[strength["unit"]]
         assert abs(unit * strength["max"]) < FLOAT32
         assert not gap or 1 / abs(gap) < FLOAT32
-    assert set(fit) - {"auc", "sources"} == {"method", "created", "tool", "prompts_safe", "prompts_unsafe", "clips",
-                                             "judge", "seed"}  # fmt: skip
+    assert set(fit) - {"auc", "captured", "sources"} == {"method", "created", "tool", "prompts_safe", "prompts_unsafe",
+                                                         "clips", "judge", "seed"}  # fmt: skip
     assert min(_whole(fit[name]) for name in ("prompts_safe", "prompts_unsafe", "clips")) >= 0
     _whole(fit["seed"])
+    if fit.get("captured") is not None:
+        _check_window(fit["captured"])
     for gate in meta["gates"].values():
         assert set(gate) == {"value", "limit", "passed"}
         assert gate["value"] is None or _number(gate["value"]) is not None
@@ -87,6 +90,11 @@ def _check_meta(meta: dict[str, Any]) -> None:
              base["fingerprint"], fit["method"], fit["created"], fit["tool"], fit["judge"], *fit.get("sources", ()),
              *(gate["limit"] for gate in meta["gates"].values())]  # fmt: skip
     assert all(type(text) is str and text.encode() is not None for text in texts)
+
+
+def _check_window(window: dict[str, Any]) -> None:
+    assert set(window) <= {"start", "end"}
+    assert 0 <= _number(window.get("start", 0.0)) < _number(window.get("end", 0.5)) <= 1
 
 
 def _number(value: Any) -> float:

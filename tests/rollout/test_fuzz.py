@@ -17,7 +17,7 @@ from reins_serve.plugin import SteeringMiddleware, attach
 from reins_serve.rollout.client import Registry, connect
 from reins_serve.rollout.snapshot import Staged
 from reins_serve.rollout.storage import DirectionStore
-from reins_serve.steering.direction import MAX_BYTES, Direction
+from reins_serve.steering.direction import MAX_BYTES, Direction, Window
 from tests import tiny
 from tests.rollout.conftest import made
 from tests.rollout.mutations import Mutator
@@ -30,8 +30,11 @@ SHORTEST, LONGEST = 20, 2000  # characters of a message that a person can use
 
 @pytest.fixture
 def mutator(tmp_path: Path) -> Iterator[Mutator]:
-    """Mutations of a direction of the tiny model; none of its pickles may be loaded."""
-    yield Mutator(made(0).data, 6, tmp_path / "loaded")
+    """Mutations of a direction of the tiny model, with every field; none of its pickles may be loaded."""
+    meta = made(0).meta
+    fit = meta.fit.model_copy(update={"captured": Window(start=0.25, end=0.5), "auc": 0.9})
+    valid = Direction.create(meta.model_copy(update={"fit": fit, "parent": made(1).sha256}), made(0).vectors)
+    yield Mutator(valid.data, 6, tmp_path / "loaded")
     assert not (tmp_path / "loaded").exists()
 
 
@@ -50,7 +53,10 @@ def check_accepted(data: bytes) -> None:
     assert found is not None, data[:LONGEST]
     meta, body = found
     assert (meta["model"], meta["base"]) == ("tiny", made(0).meta.base.model_dump())
-    parts = {"fit": {"auc": None, "sources": []} | meta["fit"], "window": {"start": 0.0, "end": 0.5} | meta["window"]}
+    whole: dict[str, float] = {"start": 0.0, "end": 0.5}
+    fit = {"auc": None, "captured": None, "sources": []} | meta["fit"]
+    fit["captured"] = fit["captured"] and whole | fit["captured"]
+    parts = {"fit": fit, "window": whole | meta["window"]}
     assert json.loads(direction.meta.model_dump_json()) == {"parent": None} | meta | parts
     assert direction.vectors.numpy().tobytes() == body
 
