@@ -12,7 +12,8 @@ the wider interval), and a quarter of them for the addition, which does not serv
 seeds of the same combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the
 directions go to `--directions`.
 
-The work is kept in `--out`, and goes on there where it stopped.
+The work is kept in `--out`, and goes on there where it stopped. `--only` measures some targets alone, and puts them into the
+file of `--json` in the place of what it had of them; each row says its draw.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
 from benchmarks.output import show
 from benchmarks.quality import named
-from benchmarks.targets import KINDS, OUTRIGHT, Seeded, Target, in_turn, pool
+from benchmarks.targets import KINDS, OUTRIGHT, TARGETS, Seeded, Target, in_turn, pool
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.controls import reversed_control
@@ -54,7 +55,7 @@ from reins_serve.models.loading import load
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.fit import base_of
 
-FINALISTS = 2  # of each kind
+FINALISTS = 4  # of each kind
 TWICE = 2  # as many prompts for the doses of what serves
 SETTING = ("config", "evaluate", "benign", "draw", "quick")
 TOLD = 1_000  # clips between two lines of progress
@@ -143,7 +144,8 @@ def made(config: RecalibrateConfig, ways: Sequence[Way], kind: str, n: int, draw
         if before // TOLD != done // TOLD:
             say(f"{kind}: {done} of {len(asks)} clips")
 
-    return measure(config, {direction.name: direction for _, direction, _ in served}, asks, advance)
+    every = [named(way.direction, way.name) for way in ways] + [direction for _, direction, _ in served]
+    return measure(config, {direction.name: direction for direction in every}, asks, advance)
 
 
 def _served(way: Way, kind: str) -> tuple[Direction, float]:
@@ -177,6 +179,13 @@ def kept_in(file: Path, make: Callable[[], Any]) -> Any:
     return written.loads(file.read_bytes())
 
 
+def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Figures with some targets measured anew."""
+    rows = {row["way"]: row for row in (*before["rows"], *now["rows"])}
+    depths = before["depth"] | now["depth"]
+    return before | {"rows": list(rows.values()), "depth": depths, "seconds": before["seconds"] + now["seconds"]}
+
+
 def main() -> None:
     """Print and write the figures, and write the directions."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -184,6 +193,9 @@ def main() -> None:
     parser.add_argument("--evaluate", type=int, default=402, help="evaluation prompts of each kind")
     parser.add_argument("--benign", type=float, default=1.0, help="times as many benign ones")
     parser.add_argument("--draw", type=int, default=0, help="another draw of wordings, phrases and seeds")
+    parser.add_argument(
+        "--only", nargs="+", choices=[target.name for target in TARGETS], help="targets; all if not given"
+    )
     parser.add_argument("--quick", type=int, default=6, help="selection prompts of each kind in the first round")
     parser.add_argument("--out", type=Path, required=True, help="folder that keeps the work")
     parser.add_argument("--directions", type=Path, required=True, help="folder for the directions")
@@ -200,6 +212,7 @@ def main() -> None:
         found = fits(config, stored, root)
         base = base_of(load(entry_of(config), config.loading, task=config.task))
         pools = {kind: pool(config, "select", kind, TWICE * config.select) for kind in OUTRIGHT}
+        found = {name: one for name, one in found.items() if not asked.only or name in asked.only}
         tried = {name: tried_for(config, base, one) for name, one in found.items()}
         ways, depths, by_way = [], {}, {}
         for name, one in found.items():
@@ -214,7 +227,8 @@ def main() -> None:
         for kind in KINDS:
             n = round(asked.evaluate * {"benign": asked.benign, "hints": 1 / 3}.get(kind, 1))
             evaluate = partial(made, config, ways, kind, n, asked.draw)
-            for clip in kept_in(asked.out / f"evaluation-{kind}.pickle", evaluate):
+            file = asked.out / f"evaluation-{asked.draw}-{'-'.join(found)}-{kind}.pickle"
+            for clip in kept_in(file, evaluate):
                 clips[kind_of(clip), clip.ask.condition].append(clip)
         rows = []
         for way in ways:
@@ -227,7 +241,8 @@ def main() -> None:
             direction = finished(way.direction, way.name, described, way.strength, way.largest, gates, None)
             asked.directions.mkdir(parents=True, exist_ok=True)
             direction.save(asked.directions / f"{way.file}.safetensors")
-            rows.append(figures | {"gates": {name: gate.model_dump() for name, gate in gates.items()}})
+            gated = {"gates": {name: gate.model_dump() for name, gate in gates.items()}}
+            rows.append(figures | {"draw": asked.draw} | gated)
     finally:
         ray.shutdown()
     figures = {
@@ -239,6 +254,8 @@ def main() -> None:
         "depth": depths,
         "seconds": round(time.perf_counter() - began),
     }
+    if asked.only and asked.json is not None and asked.json.exists():
+        figures = joined(json.loads(asked.json.read_text()), figures)
     show(figures, asked.json)
 
 

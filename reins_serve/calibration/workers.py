@@ -130,8 +130,10 @@ class Generator:
         pipeline = load(self._entry, self._config.loading, task=self._config.task)
         if self._directions:
             parsed = {name: Direction.parse(data) for name, data in self._directions.items()}
-            if "live" not in parsed:
-                parsed["live"] = next(d for d in parsed.values() if d.meta.role == "steer")
+            steer = [d for d in parsed.values() if d.meta.role == "steer"]
+            if not steer:
+                raise ReinsError("Controls alone can't be attached: give a direction that steers, too.")
+            parsed.setdefault("live", steer[0])
             self._steering = attach(pipeline, model=self._entry.name, directions=parsed, policy=SteeringPolicy())
         self._base = self._steering.base if self._steering is not None else base_of(pipeline)
         self._pipeline = pipeline

@@ -39,10 +39,10 @@ def test_a_dose_at_the_edge_counts_what_the_one_below_it_left() -> None:
 def test_of_directions_that_serve_the_one_that_holds_below_its_dose_is_taken() -> None:
     finalists = [measured("edge", 1, 0), measured("wide", 1, 1, displacement=2), measured("worse", 1, 4)]
     found = chosen_dose("setpoint", finalists, doses(edge=(5, 0, 2, 2), wide=(1, 0, 0, 0)))
-    assert (found["direction"], found["strength"]) == ("wide", 1.5)
-    assert [one["candidate"]["strength"] for one in found["doses"]] == [0.75, 1.0, 1.5, 2.0]
+    assert (found["direction"], found["strength"]) == ("wide", 1.25)
+    assert [one["candidate"]["strength"] for one in found["doses"]] == [0.75, 1.0, 1.25, 1.5]
     assert {one["candidate"]["direction"] for one in found["others"]} == {"edge"}
-    assert found["largest"] == 2.0
+    assert found["largest"] == 1.5
 
 
 def test_clips_that_are_equal_in_number_cost_the_same_in_whatever_order_they_are_summed() -> None:

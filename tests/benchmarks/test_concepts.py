@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks import concepts
 from benchmarks.concept_figures import Way
-from benchmarks.concepts import kept_in, made
+from benchmarks.concepts import joined, kept_in, made
 from benchmarks.targets import TARGETS
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.trials import REVERSED, SECOND
@@ -17,6 +17,27 @@ def test_work_that_is_kept_is_not_done_again(tmp_path: Path) -> None:
     for name, value in (("a.json", {"n": [1, 2]}), ("a.pickle", {("benign", "off"): (1, 2)})):
         assert kept_in(tmp_path / name, lambda value=value: value) == value  # type: ignore[misc]
         assert kept_in(tmp_path / name, lambda: None) == value
+
+
+def test_some_targets_are_measured_anew_and_the_others_stay() -> None:
+    before = {
+        "setting": {"draw": 1},
+        "rows": [{"way": "joint-setpoint", "draw": 1}, {"way": "spill-setpoint", "draw": 1}],
+        "depth": {"joint": [1], "spill": [2]},
+        "seconds": 5,
+    }
+    now = {
+        "setting": {"draw": 2},
+        "rows": [{"way": "joint-setpoint", "draw": 2}],
+        "depth": {"joint": [3]},
+        "seconds": 7,
+    }
+    assert joined(before, now) == {
+        "setting": {"draw": 1},
+        "rows": [{"way": "joint-setpoint", "draw": 2}, {"way": "spill-setpoint", "draw": 1}],
+        "depth": {"joint": [3], "spill": [2]},
+        "seconds": 12,
+    }
 
 
 def test_each_kind_of_prompt_is_made_as_it_is_measured(monkeypatch) -> None:
@@ -42,6 +63,9 @@ def test_each_kind_of_prompt_is_made_as_it_is_measured(monkeypatch) -> None:
         pairs = {ask.pair for ask in asked}
         assert len(pairs) == 8  # a second seed is compared with the first
         assert {ask.direction for ask in asked if ask.direction} <= set(given)
+        assert any(
+            direction.meta.role == "steer" for direction in given.values()
+        )  # a worker attaches one that may be live
     assert counts["benign"] == {OFF: 8, way.name: 8, SECOND: 2}
     assert counts["both"] == {OFF: 8, way.name: 8}
     assert counts["hints"] == {OFF: 8, f"{way.name}-{REVERSED}": 8}
