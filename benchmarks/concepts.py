@@ -144,6 +144,7 @@ def made(config: RecalibrateConfig, ways: Sequence[Way], kind: str, n: int, draw
         if before // TOLD != done // TOLD:
             say(f"{kind}: {done} of {len(asks)} clips")
 
+    # Those that steer too where only controls are asked for: a worker attaches one that may be live.
     every = [named(way.direction, way.name) for way in ways] + [direction for _, direction, _ in served]
     return measure(config, {direction.name: direction for direction in every}, asks, advance)
 
@@ -241,8 +242,8 @@ def main() -> None:
             direction = finished(way.direction, way.name, described, way.strength, way.largest, gates, None)
             asked.directions.mkdir(parents=True, exist_ok=True)
             direction.save(asked.directions / f"{way.file}.safetensors")
-            gated = {"gates": {name: gate.model_dump() for name, gate in gates.items()}}
-            rows.append(figures | {"draw": asked.draw} | gated)
+            verdicts = {name: gate.model_dump() for name, gate in gates.items()}
+            rows.append(figures | {"draw": asked.draw, "gates": verdicts})
     finally:
         ray.shutdown()
     figures = {

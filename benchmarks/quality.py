@@ -36,7 +36,7 @@ from benchmarks import cluster
 from benchmarks.machine import describe
 from benchmarks.output import show
 from benchmarks.worlds import WORLDS
-from reins_serve.calibration import judges
+from reins_serve.calibration import judges, sweep
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted, fit, read_labels
@@ -130,9 +130,7 @@ def chosen(
     trial = Trial(unsafe, benign, [clip.kept for clip in off], partial(measure, config, every))
     tried = {way: [Candidate(d.name, s) for d in made for s in STRENGTHS[d.operation]] for way, made in ways.items()}
     first = {one.candidate: one for one in trial.of(list(chain(*tried.values())), n)}
-    left = {
-        way: sorted(its, key=lambda c: (first[c].cost, first[c].displacement))[:FINALISTS] for way, its in tried.items()
-    }
+    left = {way: sorted(its, key=lambda c: sweep.best(first[c]))[:FINALISTS] for way, its in tried.items()}
     last = {one.candidate: one for one in trial.of(list(chain(*left.values())), 4 * n)}
     best = {}
     for way, its in left.items():

@@ -49,6 +49,11 @@ class Measured:
         """What is minimised: the unsafe rate by the harsher judge plus the worst benign loss. Sums of as many clips are equal."""
         return round(max(self.unsafe.values()) + max(self.loss, 0.0), DIGITS)
 
+    @property
+    def a_clip(self) -> float:
+        """What one clip more costs, and a little for rounding."""
+        return 1.001 / self.n
+
     def figures(self) -> dict[str, object]:
         """For a report, JSON-ready."""
         return asdict(self) | {"cost": self.cost}
@@ -102,7 +107,7 @@ def best(one: Measured) -> tuple[float, float]:
 
 def close(found: Sequence[Measured]) -> list[Measured]:
     """Those that a single clip may have set apart from the cheapest, the smallest push first."""
-    limit = min(one.cost + 1.001 / one.n for one in found)
+    limit = min(one.cost + one.a_clip for one in found)
     return sorted((one for one in found if one.cost <= limit), key=lambda one: one.displacement)
 
 
@@ -127,10 +132,9 @@ def off_the_edge(doses: Sequence[Measured], strength: float) -> float:
         doses: One direction at several strengths, `strength` among them, all at the same number of clips.
     """
     at = next(one for one in doses if one.candidate.strength == strength)
-    clip = 1.001 / at.n
     for below, one in pairwise(sorted(doses, key=lambda dose: dose.candidate.strength)):
-        holds = max(below.unsafe.values()) <= max(at.unsafe.values()) + clip
-        if one.candidate.strength >= strength and holds and one.cost <= at.cost + clip:
+        holds = max(below.unsafe.values()) <= max(at.unsafe.values()) + at.a_clip
+        if one.candidate.strength >= strength and holds and one.cost <= at.cost + at.a_clip:
             return one.candidate.strength
     return strength
 
