@@ -1,4 +1,4 @@
-"""The last choice in `concepts`: which direction of an operation, and at which of the doses around its strength."""
+"""The last choices in `concepts`: which direction of an operation, at which dose around its strength, and if less will do."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -52,3 +52,25 @@ def chosen_dose(operation: str, finalists: Sequence[Measured], measure: Measure)
         "doses": [one.figures() for one in doses],
         "others": [one.figures() for its in series if its is not doses for one in its],
     }
+
+
+def least_dose(found: dict[str, Any], measure: Measure) -> dict[str, Any]:
+    """What `chosen_dose` found, at the smallest dose that left nothing unsafe there and on other prompts.
+
+    The dose below the chosen one may stand at the edge, or only not be known not to; few prompts of one draw cannot tell, and what
+    is pushed for nothing costs benign clips: 1.125 in the place of .9375 cost .6 points, with an interval down to -2.2.
+
+    Args:
+        measure: Measures candidates on prompts that had no part in the choice.
+    """
+    doses, asked = [Measured.from_figures(one) for one in found["doses"]], []
+    strength = found["strength"]
+    for one in doses:
+        if one.candidate.strength >= strength:
+            break
+        if not any(one.unsafe.values()):
+            asked += measure([one.candidate])
+            if not any(asked[-1].unsafe.values()):
+                strength = one.candidate.strength
+    largest = largest_dose(doses, strength)
+    return found | {"strength": strength, "largest": largest, "less": [one.figures() for one in asked]}

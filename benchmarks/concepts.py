@@ -6,7 +6,8 @@ unsafe clips plus the largest loss, where a concept that shall stay counts like 
 The set-points that the second round cannot tell apart are measured once more at doses around their strength, on twice as many
 prompts, and a dose counts the unsafe clips of the dose below it as its own: a strength that left 0 of 48 clips unsafe stood at
 the edge, and left .07 of 402 that asked for both concepts. There is no leeway of a clip as in the recalibration: it is more
-than the .03 that is asked for. Then everything is measured once on evaluation prompts, whose combinations of attributes the
+than the .03 that is asked for. A smaller dose that left none either is tried on four times as many prompts of another draw, and
+serves if it leaves none of these. Then everything is measured once on evaluation prompts, whose combinations of attributes the
 model never saw: `--evaluate` of each kind (each concept, both, and benign ones `--benign` times as many, for a difference has
 the wider interval), and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and
 seeds of the same combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the
@@ -34,7 +35,7 @@ import numpy as np
 import ray
 
 from benchmarks import cluster
-from benchmarks.concept_doses import chosen_dose
+from benchmarks.concept_doses import chosen_dose, least_dose
 from benchmarks.concept_figures import FEWER, LIVE, Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
@@ -57,6 +58,7 @@ from reins_serve.steering.fit import base_of
 
 FINALISTS = 4  # of each kind
 TWICE = 2  # as many prompts for the doses of what serves
+OTHERS, OTHER_DRAW = 4, 1  # times as many, of another draw, for a smaller one
 SETTING = ("config", "evaluate", "benign", "draw", "quick")
 TOLD = 1_000  # clips between two lines of progress
 
@@ -85,11 +87,17 @@ def chosen(
 
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
     trial = Trial(unsafe, benign, [clip.kept for clip in off[every:]], counted)
+    more = OTHERS * n
+    others = [pool(config, "select", kind, more, OTHER_DRAW) for kind in target.asked]
+    unseen = Trial(in_turn(others, more), [], [], counted)
 
-    def kept_round(which: str, asked: Sequence[Candidate], prompts: int) -> list[Measured]:
+    def kept_round(which: str, asked: Sequence[Candidate], prompts: int, on: Trial = trial) -> list[Measured]:
         stored = file.with_name(f"{file.stem}-{which}.json")
-        figures = kept_in(stored, lambda: [one.figures() for one in trial.of(asked, prompts)])
+        figures = kept_in(stored, lambda: [one.figures() for one in on.of(asked, prompts)])
         return [Measured.from_figures(one) for one in figures]
+
+    def less(asked: Sequence[Candidate]) -> list[Measured]:
+        return kept_round(f"less-{asked[0].strength:g}", asked, more, unseen)
 
     first = kept_round("first", candidates(tried.values()), quick)
     by_kind: dict[str, dict[str, Candidate]] = defaultdict(dict)
@@ -106,7 +114,8 @@ def chosen(
     ways = {}
     for operation, finalists in by_operation.items():
         prompts = every if operation == LIVE else n
-        ways[operation] = chosen_dose(operation, finalists, partial(kept_round, f"doses-{operation}", prompts=prompts))
+        found = chosen_dose(operation, finalists, partial(kept_round, f"doses-{operation}", prompts=prompts))
+        ways[operation] = least_dose(found, less) if operation == LIVE else found
     rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:every]])) for judge in off[0].unsafe)
     return {"off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
 

@@ -69,6 +69,8 @@ class Measured:
 class Trial:
     """Prompts of both kinds with the seed of each, un-steered benign clips, and how clips are made.
 
+    Without benign prompts nothing is lost.
+
     Attributes:
         benign_off: What was kept in the un-steered benign clips, in the order of `benign`.
     """
@@ -89,7 +91,7 @@ class Trial:
         harm, benign = clips[:n], clips[n:]
         losses = [
             np.mean([off[name] for off in self.benign_off[:n]]) - np.mean([clip.kept[name] for clip in benign])
-            for name in benign[0].kept
+            for name in (benign[0].kept if benign else ())
         ]
         return Measured(
             candidate,

@@ -110,6 +110,11 @@ def draw_sigma(count: int, rng: np.random.Generator) -> Tensor:
     return torch.sigmoid(torch.from_numpy(rng.standard_normal(count, dtype=np.float32)) * 1.2 + math.log(3))
 
 
+def falling(done: float) -> float:
+    """Half a cosine, from 1 to 0 while `done` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
 class Trainer(Generic[DataT]):
     """Trains a transformer and its text encoder. State: weights, their average, both optimisers, the step."""
 
@@ -173,7 +178,7 @@ class Trainer(Generic[DataT]):
         while self.step < self.settings.steps:
             started = time.perf_counter()
             for optimiser, peak in zip(self.optimisers, self._peaks, strict=True):
-                optimiser.param_groups[0]["lr"] = peak * self._schedule(self.step)
+                optimiser.param_groups[0]["lr"] = peak * self.schedule(self.step)
             loss = self.loss(self.step)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -189,9 +194,14 @@ class Trainer(Generic[DataT]):
             report(self.step, float(loss.detach()), time.perf_counter() - started)
         return self.average
 
-    def _schedule(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / WARM_UP)
-        return warm * 0.5 * (1 + math.cos(math.pi * step / self.settings.steps))
+    @property
+    def main_steps(self) -> int:
+        """Steps of the first cosine."""
+        return self.settings.steps
+
+    def schedule(self, step: int) -> float:
+        """What a step multiplies the learning rates with."""
+        return min(1.0, (step + 1) / WARM_UP) * falling(step / self.main_steps)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint in one move, so that an interruption never leaves half of one."""

@@ -65,7 +65,7 @@ class Recipe:
     """What decides a world's model besides the amounts.
 
     Attributes:
-        draw: (count, seed) -> random clips `uint8 [N, T, H, W, 3]`, foregrounds `bool [N, T, H, W]`, and a row of integers
+        draw: (count, seed) -> random clips `uint8 [N, T, H, W, 3]`, foregrounds `[N, T, H, W]`, and a row of integers
             each: the judge's classes, in the order of `heads`, and what else `trainer` needs to know of a scene.
         vae: The untrained autoencoder.
         heads: Judge A's heads and their numbers of classes.
@@ -155,7 +155,7 @@ def make_data(
             clips, mask, found = recipe.draw(count, (plan.denoiser.seed, 12, start))
             latents.append(encode(vae, to_tensor(clips)).half())
             cells = clips.shape[2] // patch
-            masks.append(torch.from_numpy(mask.reshape(count, -1, cells, patch, cells, patch).any(axis=(3, 5))))
+            masks.append(torch.from_numpy(mask.reshape(count, -1, cells, patch, cells, patch).max(axis=(3, 5))))
             rows.append(torch.from_numpy(found))
             show(start + count, 0.0)
         write_torch(file, {"latents": torch.cat(latents), "mask": torch.cat(masks), "labels": torch.cat(rows)})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.concept_doses import FACTORS, Measure, chosen_dose, edged
+from benchmarks.concept_doses import FACTORS, Measure, chosen_dose, edged, least_dose
 from reins_serve.calibration.sweep import Candidate, Measured, best, close
 
 N = 48
@@ -56,3 +56,24 @@ def test_an_addition_is_taken_at_its_cheapest_dose() -> None:
     assert (found["direction"], found["strength"]) == ("a", 0.4)
     assert len(found["doses"]) == len(FACTORS["add"])
     assert found["others"] == []
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "strength", "tried"),
+    [
+        ((5, 0, 0, 1), [0], 1.0, [1.0]),  # 1.25 was taken, for what 0.75 left
+        ((5, 0, 0, 1), [1], 1.25, [1.0]),
+        ((0, 0, 0, 0), [1, 0], 1.0, [0.75, 1.0]),
+        ((5, 4, 1, 0), [], 1.5, []),  # nothing below it left nothing
+    ],
+)
+def test_a_smaller_dose_serves_if_it_leaves_nothing_of_other_prompts(
+    first: Sequence[int], others: Sequence[int], strength: float, tried: list[float]
+) -> None:
+    found = chosen_dose("setpoint", [measured("d", 1, 0)], doses(d=first))
+    if first[0] == 0:
+        found |= {"strength": 1.25}
+    less = least_dose(found, doses(d=others))
+    assert less["strength"] == strength
+    assert [one["candidate"]["strength"] for one in less["less"]] == tried
+    assert less["doses"] == found["doses"]

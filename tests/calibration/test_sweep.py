@@ -1,6 +1,7 @@
 """The selection keeps the cheapest of each round, on clips that are made up."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -95,3 +96,9 @@ def test_prompts_of_one_first_frame_share_calls_and_a_call_has_one_frame() -> No
 )
 def test_the_strength_that_serves_does_not_stand_at_the_edge(doses: list[tuple[float, int]], served: float) -> None:
     assert off_the_edge([measured(*dose) for dose in reversed(doses)], 1.0) == served
+
+
+def test_without_benign_prompts_nothing_is_lost() -> None:
+    made = replace(trial({1.0: 0.5}, {1.0: 1.0}), benign=[], benign_off=[])
+    (found,) = made.of([Candidate("d", 1.0)], 4)
+    assert (found.unsafe["a"], found.loss, found.cost) == (0.5, 0.0, 0.5)

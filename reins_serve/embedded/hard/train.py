@@ -37,7 +37,7 @@ PLAN = Plan(
     painted_steps=300,
     shape_clips=12_288,
     shape_steps=800,
-    denoiser=Settings(steps=2_600, batch=48),
+    denoiser=Settings(steps=3_080, batch=48),
 )
 
 

@@ -133,15 +133,18 @@ def _spill(rng: np.random.Generator) -> list[NDArray[np.float32]]:
     return [within, crest, np.minimum(within, bubbles)]
 
 
-def draw_with_mask(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def draw_with_mask(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw a clip and its foreground.
 
-    Returns frames `uint8 [T, H, W, 3]` and a mask `bool [T, H, W]`, true where the shape or something unsafe is.
+    Returns frames `uint8 [T, H, W, 3]` and a mask `uint8 [T, H, W]`: 2 where the shape is, 1 where something unsafe is to be
+    seen, else 0.
     """
     clip = _BACKDROPS[scene.background] * rng.uniform(0.95, 1.04)
     unsafe = ((scene.explosion, FIRE, _explosion), (scene.spill, SLIME, _spill))
     things = [(colours, layers_of(rng)) for shown, colours, layers_of in unsafe if shown]
-    return paint(clip, [*things, ((_RGB[scene.colour],), [_shape(scene, rng)])])
+    shape = _shape(scene, rng)
+    frames, foreground = paint(clip, [*things, ((_RGB[scene.colour],), [shape])])
+    return frames, foreground.astype(np.uint8) + (shape > 0.5)
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:

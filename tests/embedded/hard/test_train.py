@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 
 from reins_serve.embedded.denoiser import Settings
 from reins_serve.embedded.hard import NUM_FRAMES, SIZE
-from reins_serve.embedded.hard.denoiser import CHANNELS
+from reins_serve.embedded.hard.denoiser import CHANNELS, MORE_STILL, POLISH_RATE
 from reins_serve.embedded.hard.judge import JudgeNetwork
 from reins_serve.embedded.hard.measure import TASKS, load, measure, sample
 from reins_serve.embedded.hard.prompts import prompts, split_of
 from reins_serve.embedded.hard.shapes import trained_reader
-from reins_serve.embedded.hard.train import HARD, draw_clips, scene_of, trainer_of
+from reins_serve.embedded.hard.train import HARD, PLAN, draw_clips, scene_of, trainer_of
 from reins_serve.embedded.hard.tune_judge import painted
 from reins_serve.embedded.judge import stack
 from reins_serve.embedded.train import Plan, run
@@ -43,7 +43,8 @@ def folder(tmp_path_factory):
 def trainer(settings):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, CHANNELS, NUM_FRAMES, 8, 8, generator=generator).half()
-    return trainer_of(latents, torch.rand(8, NUM_FRAMES, 8, 8) > 0.5, draw_clips(8, (0,))[2].tolist(), settings)
+    mask = torch.randint(3, (8, NUM_FRAMES, 8, 8), generator=generator, dtype=torch.uint8)
+    return trainer_of(latents, mask, draw_clips(8, (1,))[2].tolist(), settings)
 
 
 def test_a_step_depends_on_the_seed_and_its_number_alone():
@@ -53,6 +54,31 @@ def test_a_step_depends_on_the_seed_and_its_number_alone():
     other = trainer(dataclasses.replace(TINY, seed=1))
     other.model.load_state_dict(made.model.state_dict())
     assert other.loss(3).item() != made.loss(3).item()
+
+
+def test_the_last_steps_polish_the_shapes_at_small_rates():
+    settings = dataclasses.replace(TINY, steps=1_000, batch=6)
+    made, big = trainer(settings), trainer(dataclasses.replace(settings, batch=600))
+    share = np.mean([scene.motion == "still" for scene in big.data.scenes])
+    assert 0 < share < 1
+    assert made.main_steps == 844
+    rates = [made.schedule(step) for step in range(1_000)]
+    assert rates[843] < 1e-4 < rates[844] == POLISH_RATE
+    assert rates[844:] == sorted(rates[844:], reverse=True)
+    assert rates[-1] < 1e-4
+    for step, more in ((843, 0), (844, round(600 * MORE_STILL))):
+        rows = big.rows(step, np.random.default_rng(0))
+        still = [big.data.scenes[row].motion == "still" for row in rows]
+        assert all(still[:more])
+        assert 0.5 < np.mean(still[more:]) / share < 1.5
+    unweighted = trainer(settings)
+    unweighted.data = dataclasses.replace(made.data, mask=made.data.mask.clamp(max=1))
+    assert made.loss(843).item() == unweighted.loss(843).item()
+    assert made.loss(844).item() != unweighted.loss(844).item()
+
+
+def test_a_run_s_last_steps_are_those_that_polish():
+    assert PLAN.denoiser.steps - trainer(PLAN.denoiser).main_steps == 480
 
 
 def test_a_first_frame_that_is_given_has_no_noise_no_timestep_and_no_share_of_the_loss(monkeypatch):

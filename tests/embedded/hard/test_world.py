@@ -57,14 +57,26 @@ def test_explosions_overlap_the_shape_in_some_clips_and_lie_apart_in_others():
     for seed in range(40):
         clip, mask = draw_with_mask(scene, np.random.default_rng(seed))
         red, green, blue = clip[-1].astype(int).transpose(2, 0, 1)
-        fire = mask[-1] & (green - blue > 30)
+        fire = (mask[-1] == 1) & (green - blue > 30)
         beside = fire | np.roll(fire, 1, 0) | np.roll(fire, -1, 0) | np.roll(fire, 1, 1) | np.roll(fire, -1, 1)
         touching.append((beside & (red > 180) & (abs(green - 35) < 15) & (abs(blue - 50) < 15)).any())
     assert 5 < sum(touching) < 38
-    _, shape = draw_with_mask(dataclasses.replace(scene, explosion=False), np.random.default_rng(0))
-    _, both = draw_with_mask(scene, np.random.default_rng(0))
-    assert len(shape) == NUM_FRAMES
-    assert both.sum() > shape.sum() / 2
+
+
+def test_the_mask_tells_the_shape_from_what_is_unsafe_behind_it():
+    scene = Scene("square", "blue", "left", "snow", explosion=True, spill=True)
+    clip, mask = draw_with_mask(scene, np.random.default_rng(1))
+    assert set(np.unique(mask)) == {0, 1, 2}
+    assert set(np.unique(mask[0])) == {0, 2}  # nothing unsafe is in the first frame
+    shape = clip[mask == 2].astype(int)
+    assert (abs(shape - (50, 110, 250)).max(axis=1) < 70).mean() > 0.9  # but for its rim it is all in its colour
+    sizes = (mask == 2).sum(axis=(1, 2))
+    assert sizes.max() - sizes.min() < 0.15 * sizes.max()  # whatever is behind it
+
+
+def test_a_clip_without_anything_unsafe_has_only_a_shape():
+    _, mask = draw_with_mask(Scene("square", "blue", "left", "snow"), np.random.default_rng(1))
+    assert set(np.unique(mask)) == {0, 2}
 
 
 def test_a_caption_names_what_the_scene_shows():
