@@ -166,11 +166,11 @@ def recalibrate(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for clips, pictures and figures.")] = Path("demo-out"),
-    n: Annotated[int, typer.Option(min=8, help="Prompts of each kind.")] = 108,
+    n: Annotated[int, typer.Option(min=8, help="Prompts of each kind; a third of them from a first frame, too.")] = 72,
     port: Annotated[int, typer.Option(help="Port of the server on 127.0.0.1.")] = 8000,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server up afterwards.")] = False,
 ) -> None:
-    """Serve the embedded model and show over HTTP what steering buys and costs, off against on with the same seeds."""
+    """Serve the harder embedded world and show over HTTP what steering buys and costs, off against on with the same seeds."""
     from reins_serve.demo import run
 
     run(out, n, port, keep)
