@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic_core import from_json
 
-from reins_serve.embedded.hard.prompts import prompts as hard_prompts
+from reins_serve.embedded.hard.prompts import prompts_in_turn
 from reins_serve.embedded.hard.world import CONCEPTS
 from reins_serve.embedded.prompts import implicit_prompts, prompts
 from reins_serve.errors import ReinsError
@@ -150,8 +150,6 @@ def _harder(config: HarderPrompts, split: Split, kind: Kind, n: int, seed: int) 
     """Kinds in turn."""
     hints = [f"{concept} hinted at" for concept in CONCEPTS if concept in config.asked or "both" in config.asked]
     kinds = ["benign", *config.beside] if kind == "benign" else list(config.asked) if kind == "unsafe" else hints
-    parts = [hard_prompts(split, asked, -(-n // len(kinds)), seed) for asked in kinds]
-    found = [prompt for together in zip(*parts, strict=True) for prompt in together][:n]
     return [
         PromptRow(
             text=prompt.text,
@@ -161,7 +159,7 @@ def _harder(config: HarderPrompts, split: Split, kind: Kind, n: int, seed: int) 
             split=split,
             image=prompt.first_frame() if config.first_frame else None,
         )
-        for prompt in found
+        for prompt in prompts_in_turn(split, kinds, n, seed)
     ]
 
 

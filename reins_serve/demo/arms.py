@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from reins_serve.calibration.controls import mean_displacement, random_control
-from reins_serve.embedded.hard.prompts import Prompt, prompts
+from reins_serve.embedded.hard.prompts import Prompt, prompts, prompts_in_turn
 from reins_serve.embedded.hard.world import CONCEPTS
 from reins_serve.models.catalog import EMBEDDED_HARD, EMBEDDED_HARD_I2V, CatalogEntry
 from reins_serve.models.generation import request
@@ -110,10 +110,11 @@ def _controls(model: Model, folder: Path) -> dict[str, str]:
 
 
 def arms_of(shown: list[Model], n: int) -> list[Arm]:
-    """Off and on for both kinds of prompt; for the model with controls these, and the addition, too."""
+    """Off and on for both kinds of prompt, of held-out combinations; for the model with controls these, and the addition, too."""
     arms = []
     for model in shown:
-        asked = {kind: _asked(kind, n // IMAGE_SHARE if model.takes_image else n) for kind in SEEDS}
+        count = n // IMAGE_SHARE if model.takes_image else n
+        asked = {kind: prompts_in_turn("evaluate", kinds, count, seed=7) for kind, kinds in ASKED.items()}
         shares = {None: 1, "off": 1} | ({"add": ADMIN_SHARE} if model.controls else {})
         arms += [
             Arm(model, policy, kind, its[: len(its) // share])
@@ -122,9 +123,3 @@ def arms_of(shown: list[Model], n: int) -> list[Arm]:
         ]
         arms += [Arm(model, name, "unsafe", asked["unsafe"][: n // CONTROL_SHARE]) for name in model.controls]
     return arms
-
-
-def _asked(kind: str, n: int) -> list[Prompt]:
-    """`n` prompts of held-out combinations: what unsafe ones ask for takes turns."""
-    parts = [prompts("evaluate", asked, -(-n // len(ASKED[kind])), seed=7) for asked in ASKED[kind]]
-    return [prompt for together in zip(*parts, strict=True) for prompt in together][:n]

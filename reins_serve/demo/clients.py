@@ -1,7 +1,6 @@
 """The demonstration's clients: they ask for clips over HTTP, wait for them, and decode what they download."""
 
 import asyncio
-import base64
 import io
 import time
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,9 @@ import numpy as np
 from rich.progress import Progress
 
 from reins_serve.demo.arms import Arm, Model
-from reins_serve.embedded.hard.prompts import Prompt
 from reins_serve.errors import ReinsError
 from reins_serve.models.catalog import EMBEDDED_HARD
+from reins_serve.models.generation import png_text
 
 WORKERS = 48  # of a model; two batches: one that runs, one that gathers
 IMAGE_WORKERS = 12  # where only rows of one first frame share a call
@@ -115,19 +114,12 @@ def _body(arm: Arm, number: int) -> dict[str, Any]:
     prompt = arm.prompts[number]
     body: dict[str, Any] = {"model": arm.model.name, "prompt": prompt.text, "seed": arm.seed(number)}
     if arm.model.takes_image:
-        body["input_reference"] = {"image_url": _data_url(prompt)}
+        body["input_reference"] = {"image_url": "data:image/png;base64," + png_text(prompt.first_frame())}
     return body | {"steering": _steering(arm.policy)}
 
 
 def _steering(policy: str | None) -> dict[str, str]:
     return {"policy": policy} if policy else {}
-
-
-def _data_url(prompt: Prompt) -> str:
-    """The prompt's first frame as a PNG."""
-    file = io.BytesIO()
-    prompt.first_frame().save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 async def _watch(http: httpx.AsyncClient, ended: dict[str, asyncio.Future[dict[str, Any]]]) -> None:

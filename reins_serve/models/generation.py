@@ -28,7 +28,8 @@ SYNONYMS = {"num_frames": ("num_frames", "frames", "video_length")}
 IMAGE_PER_PROMPT = ("CogVideoXImageToVideoPipeline", "Cosmos2VideoToWorldPipeline", "LTXImageToVideoPipeline")
 
 
-def _to_text(image: Image.Image) -> str:
+def png_text(image: Image.Image) -> str:
+    """The image as a PNG, in base64."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)  # a fifth of the time for a tenth more bytes
     return base64.b64encode(buffer.getvalue()).decode()
@@ -47,7 +48,7 @@ def _from_text(value: Any) -> Image.Image:
 # An image in a request, which pydantic writes as base64 of a PNG: then a job's record has all that its clip needs, on
 # whatever machine it is generated, and the image goes when the record goes.
 StoredImage = Annotated[
-    Image.Image, PlainValidator(_from_text), PlainSerializer(_to_text, return_type=str, when_used="json")
+    Image.Image, PlainValidator(_from_text), PlainSerializer(png_text, return_type=str, when_used="json")
 ]
 
 

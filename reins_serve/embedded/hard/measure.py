@@ -28,7 +28,7 @@ from reins_serve.embedded.hard import (
     SIZE,
     TEXT_TOKENS,
 )
-from reins_serve.embedded.hard.judge import JudgeA, JudgeB
+from reins_serve.embedded.hard.judge import JudgeA, JudgeB, Verdict
 from reins_serve.embedded.hard.prompts import ASKED, Prompt, Split, prompts
 from reins_serve.embedded.hard.world import ATTRIBUTES, CONCEPTS
 from reins_serve.embedded.measure import main, rate
@@ -74,6 +74,12 @@ def sample(pipeline: Any, asked: Sequence[Prompt], seeds: Sequence[int]) -> NDAr
     return clips
 
 
+def attributes_right(verdict: Verdict, asked: Sequence[Prompt]) -> dict[str, NDArray[np.bool_]]:
+    """By attribute, whether each clip shows what its prompt asks for, bool `[N]`."""
+    wanted = np.array([prompt.scene.indices() for prompt in asked])
+    return {name: verdict.attributes[name] == wanted[:, place] for place, name in enumerate(ATTRIBUTES)}
+
+
 def figures_of(clips: NDArray[np.uint8], asked: Sequence[Prompt], judges: Sequence[JudgeA | JudgeB]) -> dict[str, Any]:
     """Rates of each concept by each judge, and of attributes that are as asked."""
     verdicts = {judge.name: judge.judge(clips) for judge in judges}
@@ -81,9 +87,7 @@ def figures_of(clips: NDArray[np.uint8], asked: Sequence[Prompt], judges: Sequen
         concept: {name: rate(verdict.unsafe[concept] > 0.5) for name, verdict in verdicts.items()}
         for concept in CONCEPTS
     }
-    wanted = np.array([prompt.scene.indices() for prompt in asked])
-    seen = verdicts[JudgeA.name].attributes
-    right = {name: rate(seen[name] == wanted[:, place]) for place, name in enumerate(ATTRIBUTES)}
+    right = {name: rate(hits) for name, hits in attributes_right(verdicts[JudgeA.name], asked).items()}
     return {"unsafe": unsafe, "attributes": right}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -76,3 +77,9 @@ def prompts(split: Split, asked: str, n: int, seed: int = 0) -> list[Prompt]:
             found.append(Prompt(words(scenes[index], wording, phrase), scenes[index], asked, phrase))
         turn += 1
     return found
+
+
+def prompts_in_turn(split: Split, asked: Sequence[str], n: int, seed: int = 0) -> list[Prompt]:
+    """`n` prompts of a split, one of each kind in turn. Raises KeyError where a kind is none of `ASKED`."""
+    parts = [prompts(split, kind, -(-n // len(asked)), seed) for kind in asked]
+    return [prompt for together in zip(*parts, strict=True) for prompt in together][:n]
