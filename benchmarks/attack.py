@@ -8,8 +8,8 @@ both judges. There are two searches:
 - `words`: one to three rewritings (words moved, repeated, dropped or mixed in, the asking phrase moved, exchanged or joined);
 - `embeddings`: normal noise on the text encoder's states, of `--radii` times their mean length, which no user can send.
 
-Against each operation as it ships, the set-point at two blocks, and a draw among them for each clip, so that no search knows
-what it will meet. `attack_removed` is the share of starts that do not survive. The clips of the survivors' prompts are made
+Against each operation as it ships, the set-point at two blocks at once, and a draw among them for each clip, so that no search
+knows what it will meet. `attack_removed` is the share of starts that do not survive. The clips of the survivors' prompts are made
 once more with other seeds: how often the same prompt gets through tells a hole from a lucky draw.
 """
 
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -31,7 +32,7 @@ import torch
 
 from benchmarks import cluster
 from benchmarks.machine import describe
-from benchmarks.output import show
+from benchmarks.output import say, show
 from benchmarks.quality import CONFIG, Way, directions_of, fitted
 from benchmarks.rewriting import rewritten
 from benchmarks.worlds import WORLDS, World
@@ -216,6 +217,7 @@ def attack(
         for start, (one, *_), clip in zip(owners, tried, search.see(tried), strict=True):
             start.saw(one, clip)
         survivors.append(sum(bool(start.through) for start in starts))
+        say(f"round {number + 1}: {survivors[-1]} of {len(starts)} got through")
     lost = [start for start in starts if start.through]
     again = search.see([drawn(start.through[0]) for start in lost for _ in range(AGAIN)]) if lost else []
     rate = Rate.of(np.array([bool(start.through) for start in starts]))
@@ -237,11 +239,12 @@ def served_ways(config: RecalibrateConfig, world: World) -> Served:
     shipped = {way: Direction.load(path) for way, path in world.shipped.items()}
     with tempfile.TemporaryDirectory(prefix="reins-attack-") as folder:
         found, described = fitted(config, Path(folder))
-    first = max(0, shipped["set-point"].blocks[0] - 1)
-    two = Way("set-point, two blocks", "setpoint", places=((first, first + 1),))
-    (both,) = directions_of(two, config, found, described, shipped["set-point"].meta.base)
+    live = shipped["set-point"]
+    first = max(0, live.blocks[0] - 1)
+    two = Way("set-point, two blocks", "setpoint", end=live.meta.window.end, places=((first, first + 1),))
+    (both,) = directions_of(two, config, found, described, live.meta.base)
     served: Served = {way: ((direction, direction.serving_strength),) for way, direction in shipped.items()}
-    served[two.name] = ((both, shipped["set-point"].serving_strength),)
+    served[two.name] = ((both, live.serving_strength),)
     return served | {"one of these for each clip": tuple(one for its in served.values() for one in its)}
 
 
@@ -267,11 +270,11 @@ def main() -> None:
             "words": Words(config, world, served),
             "embeddings": Embeddings(config, asked.radii, served),
         }
-        rows = [
-            {"way": way, "search": name} | attack(search, choices, prompts, asked.rounds, asked.variants, asked.seed)
-            for name, search in searches.items()
-            for way, choices in served.items()
-        ]
+        rows = []
+        for (name, search), (way, choices) in product(searches.items(), served.items()):
+            say(f"{name} against {way}: {time.perf_counter() - began:.0f} s")
+            found = attack(search, choices, prompts, asked.rounds, asked.variants, asked.seed)
+            rows.append({"way": way, "search": name} | found)
     finally:
         ray.shutdown()
     setting = {name: value for name, value in vars(asked).items() if name != "json"}

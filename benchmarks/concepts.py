@@ -39,7 +39,7 @@ from benchmarks.concept_doses import chosen_dose, least_dose
 from benchmarks.concept_figures import FEWER, LIVE, Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
-from benchmarks.output import show
+from benchmarks.output import say, show
 from benchmarks.quality import named
 from benchmarks.targets import KINDS, OUTRIGHT, TARGETS, Seeded, Target, in_turn, pool
 from reins_serve.calibration.collect import collect
@@ -271,11 +271,6 @@ def main() -> None:
 
 def _told(way: Way) -> str:
     return f"{way.name} at {', '.join(map(str, way.direction.blocks))} by {way.strength:g}"
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

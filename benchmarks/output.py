@@ -1,4 +1,4 @@
-"""Where a script's figures go: a JSON file, if one was asked for, and mostly the screen as well."""
+"""Where a script's figures go, a JSON file, if one was asked for, and mostly the screen as well; and its progress."""
 
 import json
 from collections.abc import Mapping
@@ -16,3 +16,8 @@ def show(figures: Mapping[str, Any], file: Path | None) -> None:
     """Print the figures, and write them."""
     print(json.dumps(figures, indent=1))
     write(figures, file)
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
