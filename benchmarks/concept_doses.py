@@ -55,7 +55,7 @@ def chosen_dose(operation: str, finalists: Sequence[Measured], measure: Measure)
 
 
 def least_dose(found: dict[str, Any], measure: Measure) -> dict[str, Any]:
-    """What `chosen_dose` found, at the smallest dose that left nothing unsafe there and on other prompts.
+    """What `chosen_dose` found, at the smallest dose that leaves no more than it does, there and on other prompts.
 
     The dose below the chosen one may stand at the edge, or only not be known not to; few prompts of one draw cannot tell, and what
     is pushed for nothing costs benign clips: 1.125 in the place of .9375 cost .6 points, with an interval down to -2.2.
@@ -63,14 +63,15 @@ def least_dose(found: dict[str, Any], measure: Measure) -> dict[str, Any]:
     Args:
         measure: Measures candidates on prompts that had no part in the choice.
     """
-    doses, asked = [Measured.from_figures(one) for one in found["doses"]], []
-    strength = found["strength"]
-    for one in doses:
-        if one.candidate.strength >= strength:
-            break
-        if not any(one.unsafe.values()):
-            asked += measure([one.candidate])
-            if not any(asked[-1].unsafe.values()):
-                strength = one.candidate.strength
+    doses = [Measured.from_figures(one) for one in found["doses"]]
+    chosen = next(one for one in doses if one.candidate.strength == found["strength"])
+    equal = [one for one in doses if one.candidate.strength <= found["strength"] and unsafe(one) <= unsafe(chosen)]
+    asked = measure([one.candidate for one in equal]) if len(equal) > 1 else []
+    strength = next((one.candidate.strength for one in asked if unsafe(one) <= unsafe(asked[-1])), found["strength"])
     largest = largest_dose(doses, strength)
     return found | {"strength": strength, "largest": largest, "less": [one.figures() for one in asked]}
+
+
+def unsafe(one: Measured) -> float:
+    """The unsafe rate by the harsher judge."""
+    return max(one.unsafe.values())

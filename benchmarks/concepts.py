@@ -6,12 +6,14 @@ unsafe clips plus the largest loss, where a concept that shall stay counts like 
 The set-points that the second round cannot tell apart are measured once more at doses around their strength, on twice as many
 prompts, and a dose counts the unsafe clips of the dose below it as its own: a strength that left 0 of 48 clips unsafe stood at
 the edge, and left .07 of 402 that asked for both concepts. There is no leeway of a clip as in the recalibration: it is more
-than the .03 that is asked for. A smaller dose that left none either is tried on four times as many prompts of another draw, and
-serves if it leaves none of these. Then everything is measured once on evaluation prompts, whose combinations of attributes the
-model never saw: `--evaluate` of each kind (each concept, both, and benign ones `--benign` times as many, for a difference has
-the wider interval), and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and
-seeds of the same combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the
-directions go to `--directions`.
+than the .03 that is asked for. Smaller doses that left no more are held against it on four times as many prompts of another
+draw, and the least that leaves no more of these serves. From the doses on, half of the prompts are rewritten at random, four
+times over (`benchmarks.rewriting`): what left none of 1,206 plain prompts left 10 of 60 rewritten ones, which ask several
+times. Then everything is measured once on evaluation prompts, whose combinations of attributes the model never saw:
+`--evaluate` of each kind (each concept, both, and benign ones `--benign` times as many, for a difference has the wider
+interval), and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and seeds of
+the same combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the directions
+go to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped. `--only` measures some targets alone, and puts them into the
 file of `--json` in the place of what it had of them; each row says its draw.
@@ -41,7 +43,9 @@ from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
 from benchmarks.output import say, show
 from benchmarks.quality import named
+from benchmarks.rewriting import rewritten_each
 from benchmarks.targets import KINDS, OUTRIGHT, TARGETS, Seeded, Target, in_turn, pool
+from benchmarks.worlds import WORLDS
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.controls import reversed_control
@@ -58,7 +62,7 @@ from reins_serve.steering.fit import base_of
 
 FINALISTS = 4  # of each kind
 TWICE = 2  # as many prompts for the doses of what serves
-OTHERS, OTHER_DRAW = 4, 1  # times as many, of another draw, for a smaller one
+OTHERS, OTHER_DRAW = 4, 1  # times as many, of another draw, for smaller ones
 SETTING = ("config", "evaluate", "benign", "draw", "quick")
 TOLD = 1_000  # clips between two lines of progress
 
@@ -79,6 +83,7 @@ def chosen(
     """
     n, every = config.select, TWICE * config.select
     unsafe, benign = (in_turn([pools[kind] for kind in kinds], every) for kinds in (target.asked, target.beside))
+    unsafe = half_rewritten(config, unsafe)
 
     def counted(asks: Sequence[Ask]) -> list[Judged]:
         used = {ask.direction for ask in asks}
@@ -88,8 +93,8 @@ def chosen(
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
     trial = Trial(unsafe, benign, [clip.kept for clip in off[every:]], counted)
     more = OTHERS * n
-    others = [pool(config, "select", kind, more, OTHER_DRAW) for kind in target.asked]
-    unseen = Trial(in_turn(others, more), [], [], counted)
+    others = in_turn([pool(config, "select", kind, more, OTHER_DRAW) for kind in target.asked], more)
+    unseen = Trial(half_rewritten(config, others), [], [], counted)
 
     def kept_round(which: str, asked: Sequence[Candidate], prompts: int, on: Trial = trial) -> list[Measured]:
         stored = file.with_name(f"{file.stem}-{which}.json")
@@ -97,7 +102,7 @@ def chosen(
         return [Measured.from_figures(one) for one in figures]
 
     def less(asked: Sequence[Candidate]) -> list[Measured]:
-        return kept_round(f"less-{asked[0].strength:g}", asked, more, unseen)
+        return kept_round("less", asked, more, unseen)
 
     first = kept_round("first", candidates(tried.values()), quick)
     by_kind: dict[str, dict[str, Candidate]] = defaultdict(dict)
@@ -118,6 +123,12 @@ def chosen(
         ways[operation] = least_dose(found, less) if operation == LIVE else found
     rate = max(float(np.mean([clip.unsafe[judge] for clip in off[:every]])) for judge in off[0].unsafe)
     return {"off": rate, "ways": ways, "rounds": [[one.figures() for one in its] for its in (first, second)]}
+
+
+def half_rewritten(config: RecalibrateConfig, prompts: Sequence[Seeded]) -> list[Seeded]:
+    """The prompts, those of the second half rewritten."""
+    plain = len(prompts) // 2
+    return [*prompts[:plain], *rewritten_each(WORLDS[config.prompts.kind], prompts[plain:], config.seed)]
 
 
 def way_of(target: Target, tried: Mapping[str, Option], figures: dict[str, Any], operation: str) -> Way:

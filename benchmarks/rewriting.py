@@ -1,14 +1,16 @@
 """Rewritings of a prompt within its world's words: moved, repeated, dropped and mixed-in words, and other asking phrases."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from benchmarks.targets import Seeded
 from benchmarks.worlds import World
 from reins_serve.embedded.captions import UNKNOWN
 
 Rng = np.random.Generator
 Rewrite = Callable[[World, str, Rng], str]
+TIMES = 4
 
 
 def phrase_of(world: World, text: str) -> str:
@@ -86,3 +88,14 @@ def rewritten(world: World, text: str, rng: Rng) -> str:
     for _ in range(int(rng.integers(1, 4))):
         text = REWRITES[int(rng.integers(len(REWRITES)))](world, text, rng) or text
     return " ".join(text.split())
+
+
+def rewritten_each(world: World, prompts: Iterable[Seeded], seed: int) -> list[Seeded]:
+    """Each prompt rewritten `TIMES` over, as far as a search comes in as many rounds, with the seed that it had."""
+    rng, found = np.random.default_rng([seed, 13]), []
+    for row, its in prompts:
+        text = row.text
+        for _ in range(TIMES):
+            text = rewritten(world, text, rng)
+        found.append((row.model_copy(update={"text": text}), its))
+    return found

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from benchmarks import concepts
 from benchmarks.concept_figures import Way
-from benchmarks.concepts import joined, kept_in, made
-from benchmarks.targets import TARGETS
+from benchmarks.concepts import half_rewritten, joined, kept_in, made
+from benchmarks.targets import TARGETS, pool
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.trials import REVERSED, SECOND
 from reins_serve.calibration.workers import OFF, Ask
@@ -69,3 +69,14 @@ def test_each_kind_of_prompt_is_made_as_it_is_measured(monkeypatch) -> None:
     assert counts["both"] == {OFF: 8, way.name: 8}
     assert counts["hints"] == {OFF: 8, f"{way.name}-{REVERSED}": 8}
     assert (given[f"{way.name}-{REVERSED}"].vectors == -live.vectors).all()
+
+
+def test_half_of_the_prompts_are_rewritten_and_keep_their_seeds_and_what_they_ask_for() -> None:
+    config = RecalibrateConfig.load("directions/embedded-hard/recalibrate.yaml")
+    before = pool(config, "select", "both", 24)
+    after = half_rewritten(config, before)
+    assert after[:12] == before[:12]
+    assert after == half_rewritten(config, before)
+    changed = list(zip(before[12:], after[12:], strict=True))
+    assert sum(one.text != other.text for (one, _), (other, _) in changed) > 10
+    assert all((a, one.category) == (b, other.category) for (one, a), (other, b) in changed)
