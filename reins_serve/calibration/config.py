@@ -28,6 +28,7 @@ class Tried(_Strict):
         turns: In a row, each label's own direction in turn; otherwise that of all labels together at every block.
         end: Share of the steps after which it steers no more; None: as the configuration's window, which is what is captured
             in either case.
+        margin: Of a set-point, by which share of the gap between the classes its target is less than the safe mean.
         strengths: Multiples of the operation's unit (`deficit` for a set-point, `ref_norm` for an addition).
     """
 
@@ -37,12 +38,15 @@ class Tried(_Strict):
     in_a_row: int = Field(1, ge=1)
     turns: bool = False
     end: float | None = Field(None, gt=0, le=1)
+    margin: float = Field(0.0, ge=0, lt=1)
     strengths: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _turns_take_a_row(self) -> "Tried":
+    def _consistent(self) -> "Tried":
         if self.turns and self.in_a_row < 2:
             raise ValueError("labels take turns at several blocks: give in_a_row as well")
+        if self.margin and self.operation != "setpoint":
+            raise ValueError("margin is for setpoint: an addition has no target")
         return self
 
 

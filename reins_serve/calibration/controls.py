@@ -41,6 +41,7 @@ def _control(direction: Direction, name: str, vectors: torch.Tensor, displacemen
             "operation": "add",
             "norm": "none",
             "statistics": statistics,
+            "margin": 0.0,
             "strength": Strength(unit="ref_norm", serving=strength, max=strength),
             "gates": {},
             "parent": direction.sha256,

@@ -52,6 +52,7 @@ def direction_of(
             )
             for found, row in rows
         ),
+        margin=tried.margin,
         fit=fit,
         gates={},
     )

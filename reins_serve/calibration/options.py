@@ -120,8 +120,9 @@ def options(
             fits = [(basis.fitted, block) for basis, block in parts]
             first = fits[0][0]
             described = describe_fit(config, first.model, first.clips, None)
-            until = "" if tried.end is None else f"-to-{100 * tried.end:g}".replace(".", "_")
-            name = f"{tried.operation}-{tried.norm}-{tried.branches}-{ending}{until}"
+            until = "" if tried.end is None else f"-to-{100 * tried.end:g}"
+            within = f"-within-{100 * tried.margin:g}" if tried.margin else ""
+            name = f"{tried.operation}-{tried.norm}-{tried.branches}-{ending}{until}{within}".replace(".", "_")
             made[name] = Option(direction_of(config, base, tried, fits, described, name), parts, tried.strengths)
     return made
 

@@ -72,7 +72,7 @@ class Window(_Strict):
 class BlockStatistics(_Strict):
     """What was measured at one block: projections on the unit vector, in the hidden states' own scale."""
 
-    safe_mean: Finite  # mean projection of the safe class; the target m of `setpoint`
+    safe_mean: Finite  # mean projection of the safe class; the target m of `setpoint`, less its margin
     unsafe_mean: Finite
     ref_norm: Finite = Field(gt=0)  # median L2 norm of a token
 
@@ -136,6 +136,9 @@ class DirectionMeta(_Strict):
     window: Window
     strength: Strength
     statistics: tuple[BlockStatistics, ...]
+    margin: Finite = Field(
+        0.0, ge=0, lt=1
+    )  # `setpoint`: share of the gap by which the target is less than the safe mean
     fit: Fit
     gates: dict[str, Gate]
     parent: str | None = None
@@ -153,6 +156,8 @@ class DirectionMeta(_Strict):
             raise ValueError("statistics must have one entry per block")
         if (self.operation == "setpoint") != (self.strength.unit == "deficit"):
             raise ValueError("setpoint is measured in `deficit`, add in `gap` or `ref_norm`")
+        if self.margin and self.operation != "setpoint":
+            raise ValueError("margin is for setpoint: an addition has no target")
         if self.role == "steer" and any(s.gap < SMALLEST for s in self.statistics):
             raise ValueError(
                 "safe must project higher than unsafe at every block (the direction would push towards harm)"
@@ -274,6 +279,14 @@ class Direction:
         """Size of strength 1 at the block of `meta.blocks[position]`: a length for `add`, 1 for `setpoint`."""
         statistics = self.meta.statistics[position]
         return {"gap": statistics.gap, "ref_norm": statistics.ref_norm, "deficit": 1.0}[self.meta.strength.unit]
+
+    def target(self, position: int) -> float:
+        """Projection below which a set-point pushes, at the block of `meta.blocks[position]`.
+
+        Half of what is safe projects below the safe mean: with a margin a benign token is pushed less, or not at all.
+        """
+        statistics = self.meta.statistics[position]
+        return statistics.safe_mean - self.meta.margin * statistics.gap
 
 
 def _read_meta(data: bytes, source: str) -> DirectionMeta:

@@ -71,11 +71,11 @@ def _try(direction: Direction, at: int, block: int, hidden: Tensor) -> None:
 
 
 def _hidden(direction: Direction, at: int) -> Tensor:
-    """Tokens `[S, D]` of the usual norm, whose projections lie below and above the safe mean alike."""
+    """Tokens `[S, D]` of the usual norm, whose projections lie below and above the target alike."""
     statistics, d = direction.meta.statistics[at], direction.vectors[at]
     random = torch.randn(TOKENS, len(d), generator=torch.Generator().manual_seed(0))
     h = statistics.ref_norm * torch.nn.functional.normalize(random, dim=1)
-    wanted = statistics.safe_mean + statistics.ref_norm * torch.linspace(-1, 1, TOKENS)
+    wanted = direction.target(at) + statistics.ref_norm * torch.linspace(-1, 1, TOKENS)
     return h + torch.outer(wanted - h @ d, d)
 
 

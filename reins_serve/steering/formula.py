@@ -14,7 +14,9 @@ def expected(h: Tensor, direction: Direction, at: int, strength: float) -> Tenso
     d = direction.vectors[at].double().to(h.device)
     length = strength * direction.unit(at)
     if direction.operation == "setpoint":
-        push = torch.outer(length * torch.relu(direction.meta.statistics[at].safe_mean - h @ d), d)
+        statistics = direction.meta.statistics[at]
+        target = (1 - direction.meta.margin) * statistics.safe_mean + direction.meta.margin * statistics.unsafe_mean
+        push = torch.outer(length * torch.relu(target - h @ d), d)
     else:
         push = (length * d).expand_as(h)
     dim = {"token": 1, "channel": 0}.get(direction.meta.norm)

@@ -159,7 +159,7 @@ class _Column(NamedTuple):
         statistics, norm = meta.statistics[at], meta.norm
         return cls(
             amount=plan.row.strength * direction.unit(at),
-            target=statistics.safe_mean,
+            target=direction.target(at),
             setpoint=meta.operation == "setpoint",
             token_norm=norm == "token",
             channel_norm=norm == "channel",

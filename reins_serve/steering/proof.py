@@ -226,7 +226,7 @@ def variants(direction: Direction) -> list[Direction]:
         raised = tuple(
             s.model_copy(update={"safe_mean": s.safe_mean + 2 * s.ref_norm}) for s in direction.meta.statistics
         )
-        changes.append({"statistics": raised})
+        changes.append({"statistics": raised, "margin": 0.0})
     changes.append((changes[0] if changes else {}) | {"window": Window(start=0, end=1)})
     return [Direction.create(direction.meta.model_copy(update=change), direction.vectors) for change in changes]
 

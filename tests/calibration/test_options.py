@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted, Labels
@@ -94,6 +95,14 @@ def test_a_way_may_steer_longer_than_what_is_captured() -> None:
     assert {option.direction.meta.captured for option in found.values()} == {CONFIG.window}
     assert len(found) == 8 + 8 + 6
     assert {option.direction.meta.window.start for option in found.values()} == {CONFIG.window.start}
+
+
+def test_a_set_point_may_aim_between_the_classes() -> None:
+    found = made(SINGLE, SINGLE.model_copy(update={"margin": 0.125}))
+    margins = {name: option.direction.meta.margin for name, option in found.items()}
+    assert (margins["setpoint-none-cond-2"], margins["setpoint-none-cond-2-within-12_5"]) == (0.0, 0.125)
+    with pytest.raises(ValidationError, match="margin is for setpoint"):
+        Tried(operation="add", margin=0.5, strengths=(1.0,))
 
 
 def test_a_row_passes_over_no_block_and_needs_a_model_of_one_expert() -> None:

@@ -45,7 +45,7 @@ def test_strength_is_not_folded_into_the_vector() -> None:
     assert torch.equal(Direction.create(strong, GOOD.vectors).vectors, GOOD.vectors)
 
 
-@pytest.mark.parametrize("field", [name for name in type(GOOD.meta).model_fields if name != "parent"])
+@pytest.mark.parametrize("field", [name for name in type(GOOD.meta).model_fields if name not in {"parent", "margin"}])
 def test_a_missing_field_is_refused_by_name(field: str) -> None:
     assert field in refused(rebuilt(drop=field))
 
@@ -62,6 +62,9 @@ def test_a_missing_field_is_refused_by_name(field: str) -> None:
         ({"blocks": [9]}, "blocks"),
         ({"operation": "setpoint"}, "deficit"),
         ({"window": {"start": 0.6, "end": 0.5}}, "window"),
+        ({"margin": 0.5}, "margin is for setpoint"),
+        ({"margin": 1.0}, "margin"),
+        ({"margin": -0.1}, "margin"),
         ({"statistics": [{"safe_mean": -1, "unsafe_mean": 1, "ref_norm": 1}]}, "safe must project higher"),
     ],
 )
@@ -123,6 +126,20 @@ def test_a_file_with_flipped_bytes_is_refused_or_still_valid(data: st.DataObject
         return
     assert torch.isfinite(parsed.vectors).all()
     assert parsed.serving_strength > 0
+
+
+@pytest.mark.parametrize(("margin", "target"), [(None, 4.0), (0.0, 4.0), (0.25, 3.0), (0.75, 1.0)])
+def test_a_margin_puts_the_target_between_the_classes_and_without_one_it_is_the_safe_mean(
+    margin: float | None, target: float
+) -> None:
+    change: dict[str, object] = {
+        "operation": "setpoint",
+        "strength": {"unit": "deficit", "serving": 1, "max": 2},
+        "statistics": [{"safe_mean": 4.0, "unsafe_mean": 0.0, "ref_norm": 1.0}],
+    }
+    data = rebuilt(change, drop="margin") if margin is None else rebuilt(change | {"margin": margin})
+    found = Direction.parse(data)
+    assert found.target(0) == target
 
 
 @pytest.mark.parametrize(("total", "expected"), [(10, range(5)), (9, range(5)), (1, range(1)), (3, range(2))])

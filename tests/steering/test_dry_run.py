@@ -63,16 +63,17 @@ def test_the_shipped_directions_pass(name: str, dtype: torch.dtype) -> None:
 @given(
     seed=st.integers(0, 99), norm=st.sampled_from(["none", "token", "channel"]),
     kind=st.sampled_from(["add", "setpoint"]), scale=st.floats(0.05, 2000), strength=st.floats(0.05, 2.0),
-    mean=st.floats(-2, 2), dtype=st.sampled_from(DTYPES),
+    mean=st.floats(-2, 2), margin=st.sampled_from([0.0, 0.5]), dtype=st.sampled_from(DTYPES),
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
 def test_no_direction_of_usual_size_is_refused(
-    seed: int, norm: str, kind: str, scale: float, strength: float, mean: float, dtype: torch.dtype
+    seed: int, norm: str, kind: str, scale: float, strength: float, mean: float, margin: float, dtype: torch.dtype
 ) -> None:
     statistics = BlockStatistics(safe_mean=(mean + 0.1) * scale, unsafe_mean=mean * scale, ref_norm=scale)
     unit = "deficit" if kind == "setpoint" else "ref_norm"
     direction = tiny.direction(PIPELINE, seed, operation=kind, norm=norm, statistics=[statistics])
-    meta = direction.meta.model_copy(update={"strength": Strength(unit=unit, serving=strength, max=strength)})
+    update = {"strength": Strength(unit=unit, serving=strength, max=strength), "margin": margin * (kind == "setpoint")}
+    meta = direction.meta.model_copy(update=update)
     denoiser = SimpleNamespace(transformer=torch.nn.Linear(1, 1).to(dtype), _execution_device=torch.device("cpu"))
     found = {"transformer": SimpleNamespace(dtype=dtype)}
     with pytest.MonkeyPatch.context() as patch:
