@@ -69,6 +69,7 @@ class Way:
     norm: str = "none"
     branches: str = "cond"
     end: float = 0.5
+    margin: float = 0.0
     places: tuple[tuple[int, ...], ...] = tuple((block,) for block in range(LAST + 1))
 
 
@@ -101,9 +102,8 @@ def fitted(config: RecalibrateConfig, folder: Path) -> tuple[Fitted, Any]:
 
 def directions_of(way: Way, config: RecalibrateConfig, found: Fitted, described: Any, base: Any) -> list[Direction]:
     """The way's direction at each of its places."""
-    tried = Tried.model_validate(
-        {"operation": way.operation, "norm": way.norm, "branches": way.branches, "strengths": STRENGTHS[way.operation]}
-    )
+    rules = {name: getattr(way, name) for name in ("operation", "norm", "branches", "margin")}
+    tried = Tried.model_validate(rules | {"strengths": STRENGTHS[way.operation]})
     config = config.model_copy(update={"window": Window(start=0.0, end=way.end)})
     short = way.name.replace(", ", "-").replace(" ", "-")
     return [
