@@ -91,6 +91,7 @@ def row(way: Way, clips: Clips) -> tuple[dict[str, Any], RunEvidence]:
         "operation": way.direction.operation,
         "blocks": list(way.direction.blocks),
         "end": way.direction.meta.window.end,
+        "margin": way.direction.meta.margin,
         "strength": way.strength,
         "largest": way.largest,
         "unsafe": {kind: {judge: interval(hits) for judge, hits in found.on.items()} for kind, found in unsafe.items()},

@@ -86,7 +86,7 @@ def _concept_row(row: Mapping[str, Any]) -> str:
         row["way"],
         ", ".join(map(str, row["blocks"])),
         f"{row['end']:g}",
-        f"{row['strength']:g}",
+        f"{row['strength']:g}" + (f" (margin {margin:g})" if (margin := row.get("margin")) else ""),
         *unsafe,
         *("-" if change is None else rate(change) for change in map(changes.get, ("benign", "other", "beside"))),
         f"{row['psnr_benign']['on']:.1f}",
