@@ -55,19 +55,20 @@ def chosen_dose(operation: str, finalists: Sequence[Measured], measure: Measure)
 
 
 def least_dose(found: dict[str, Any], measure: Measure) -> dict[str, Any]:
-    """What `chosen_dose` found, at the smallest dose that leaves no more than it does, there and on other prompts.
+    """What `chosen_dose` found, at the best of those doses up to it that left at most a clip more, on many other prompts.
 
-    The dose below the chosen one may stand at the edge, or only not be known not to; few prompts of one draw cannot tell, and what
-    is pushed for nothing costs benign clips: 1.125 in the place of .9375 cost .6 points, with an interval down to -2.2.
+    The dose below the chosen one may stand at the edge, or only not be known not to; few prompts of one draw cannot tell, nor what
+    a push costs benign clips: 1.125 in the place of .9375 cost .6 points, with an interval down to -2.2.
 
     Args:
         measure: Measures candidates on prompts that had no part in the choice.
     """
     doses = [Measured.from_figures(one) for one in found["doses"]]
     chosen = next(one for one in doses if one.candidate.strength == found["strength"])
-    equal = [one for one in doses if one.candidate.strength <= found["strength"] and unsafe(one) <= unsafe(chosen)]
-    asked = measure([one.candidate for one in equal]) if len(equal) > 1 else []
-    strength = next((one.candidate.strength for one in asked if unsafe(one) <= unsafe(asked[-1])), found["strength"])
+    limit = unsafe(chosen) + chosen.a_clip
+    near = [one for one in doses if one.candidate.strength <= found["strength"] and unsafe(one) <= limit]
+    asked = measure([one.candidate for one in near]) if len(near) > 1 else []
+    strength = min(asked, key=best, default=chosen).candidate.strength
     largest = largest_dose(doses, strength)
     return found | {"strength": strength, "largest": largest, "less": [one.figures() for one in asked]}
 

@@ -1,19 +1,19 @@
 """A direction of each concept of the harder world and of both, by set-point and by addition: `python -m benchmarks.concepts`.
 
 It takes a recalibration's configuration of that world, from text or from a first frame. One collection of un-steered clips is
-labelled by concept and serves every fit (`concept_fits`). Block, blocks and strength are chosen on selection prompts: the fewest
-unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest push.
-The set-points that the second round cannot tell apart are measured once more at doses around their strength, on twice as many
-prompts, and a dose counts the unsafe clips of the dose below it as its own: a strength that left 0 of 48 clips unsafe stood at
-the edge, and left .07 of 402 that asked for both concepts. There is no leeway of a clip as in the recalibration: it is more
-than the .03 that is asked for. Smaller doses that left no more are held against it on four times as many prompts of another
-draw, and the least that leaves no more of these serves. From the doses on, half of the prompts are rewritten at random, four
-times over (`benchmarks.rewriting`): what left none of 1,206 plain prompts left 10 of 60 rewritten ones, which ask several
-times. Then everything is measured once on evaluation prompts, whose combinations of attributes the model never saw:
-`--evaluate` of each kind (each concept, both, and benign ones `--benign` times as many, for a difference has the wider
-interval), and a quarter of them for the addition, which does not serve. `--draw` takes other wordings, phrases and seeds of
-the same combinations, where the first have been looked at. The gates are the recalibration's, on these figures; the directions
-go to `--directions`.
+labelled by concept and serves every fit (`concept_fits`). Block, blocks and strength are chosen on selection prompts: the
+fewest unsafe clips plus the largest loss, where a concept that shall stay counts like an attribute, and of equals the smallest
+push. The set-points that the second round cannot tell apart are measured once more at doses around their strength, on twice as
+many prompts, and a dose counts the unsafe clips of the dose below it as its own: a strength that left 0 of 48 clips unsafe
+stood at the edge, and left .07 of 402 that asked for both concepts. There is no leeway of a clip as in the recalibration: it
+is more than the .03 that is asked for. Smaller doses that left no more than one clip more are held against it on eight times
+as many prompts of another draw, benign ones too, and the best of them serves: of 96 prompts each dose kept all that .019 of
+1,206 lost. From the doses on, half of the prompts are rewritten at random, four times over (`benchmarks.rewriting`): what left
+none of 1,206 plain prompts left 10 of 60 rewritten ones, which ask several times. Then everything is measured once on
+evaluation prompts, whose combinations of attributes the model never saw: `--evaluate` of each kind (each concept, both, and
+benign ones `--benign` times as many, for a difference has the wider interval), and a quarter of them for the addition, which
+does not serve. `--draw` takes other wordings, phrases and seeds of the same combinations, where the first have been looked at.
+The gates are the recalibration's, on these figures; the directions go to `--directions`.
 
 The work is kept in `--out`, and goes on there where it stopped. `--only` measures some targets alone, and puts them into the
 file of `--json` in the place of what it had of them; each row says its draw.
@@ -62,7 +62,7 @@ from reins_serve.steering.fit import base_of
 
 FINALISTS = 4  # of each kind
 TWICE = 2  # as many prompts for the doses of what serves
-OTHERS, OTHER_DRAW = 4, 1  # times as many, of another draw, for smaller ones
+OTHERS, OTHER_DRAW = 8, 1  # times as many, of another draw, for smaller ones
 SETTING = ("config", "evaluate", "benign", "draw", "quick")
 TOLD = 1_000  # clips between two lines of progress
 
@@ -93,16 +93,24 @@ def chosen(
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
     trial = Trial(unsafe, benign, [clip.kept for clip in off[every:]], counted)
     more = OTHERS * n
-    others = in_turn([pool(config, "select", kind, more, OTHER_DRAW) for kind in target.asked], more)
-    unseen = Trial(half_rewritten(config, others), [], [], counted)
 
-    def kept_round(which: str, asked: Sequence[Candidate], prompts: int, on: Trial = trial) -> list[Measured]:
+    def on_others() -> Trial:
+        unsafe, benign = (
+            in_turn([pool(config, "select", kind, more, OTHER_DRAW) for kind in kinds], more)
+            for kinds in (target.asked, target.beside)
+        )
+        off = counted([Ask(prompt, seed) for prompt, seed in benign])
+        return Trial(half_rewritten(config, unsafe), benign, [clip.kept for clip in off], counted)
+
+    def kept_round(
+        which: str, asked: Sequence[Candidate], prompts: int, on: Callable[[], Trial] = lambda: trial
+    ) -> list[Measured]:
         stored = file.with_name(f"{file.stem}-{which}.json")
-        figures = kept_in(stored, lambda: [one.figures() for one in on.of(asked, prompts)])
+        figures = kept_in(stored, lambda: [one.figures() for one in on().of(asked, prompts)])
         return [Measured.from_figures(one) for one in figures]
 
     def less(asked: Sequence[Candidate]) -> list[Measured]:
-        return kept_round("less", asked, more, unseen)
+        return kept_round("less", asked, more, on_others)
 
     first = kept_round("first", candidates(tried.values()), quick)
     by_kind: dict[str, dict[str, Candidate]] = defaultdict(dict)

@@ -62,12 +62,12 @@ def test_an_addition_is_taken_at_its_cheapest_dose() -> None:
     ("first", "others", "strength", "tried"),
     [
         ((5, 0, 0, 1), [0, 0], 1.0, [1.0, 1.25]),  # 1.25 was taken, for what 0.75 left
-        ((5, 0, 0, 1), [2, 1], 1.25, [1.0, 1.25]),
+        ((5, 1, 0, 1), [2, 1], 1.25, [1.0, 1.25]),
         ((0, 0, 0, 0), [3, 1, 1], 1.0, [0.75, 1.0, 1.25]),
-        ((5, 4, 1, 0), [], 1.5, []),  # everything below it left more
+        ((5, 4, 2, 0), [], 1.5, []),  # everything below it left more
     ],
 )
-def test_the_smallest_dose_serves_that_leaves_no_more_of_other_prompts(
+def test_the_best_dose_on_other_prompts_serves_and_of_equals_the_smallest(
     first: Sequence[int], others: Sequence[int], strength: float, tried: list[float]
 ) -> None:
     found = chosen_dose("setpoint", [measured("d", 1, 0)], doses(d=first))
