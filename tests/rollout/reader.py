@@ -53,7 +53,7 @@ def _check_vectors(header: dict[str, Any], body: bytes, blocks: int, width: int)
 
 
 def _check_meta(meta: dict[str, Any]) -> None:
-    assert set(meta) - {"parent"} == {"format", "name", "model", "version", "role", "base", "blocks", "operation", "norm",
+    assert set(meta) - {"parent", "margin"} == {"format", "name", "model", "version", "role", "base", "blocks", "operation", "norm",
                                       "branches", "window", "strength", "statistics", "fit", "gates"}  # fmt: skip
     assert all(meta[name] in allowed and type(meta[name]) is str for name, allowed in TEXT.items())
     base, window, strength, fit = meta["base"], meta["window"], meta["strength"], meta["fit"]
@@ -65,6 +65,8 @@ def _check_meta(meta: dict[str, Any]) -> None:
     _check_window(window)
     assert set(strength) == {"unit", "serving", "max"}
     assert 0 < _number(strength["serving"]) <= _number(strength["max"])
+    margin = _number(meta.get("margin", 0.0))
+    assert 0 <= margin < 1 and (meta["operation"] == "setpoint" or not margin)
     assert strength["unit"] in (("deficit",) if meta["operation"] == "setpoint" else ("gap", "ref_norm"))
     assert len(set(meta["blocks"])) == len(meta["blocks"]) == len(meta["statistics"]) > 0
     assert all(0 <= _whole(block) < base["num_blocks"] for block in meta["blocks"])
