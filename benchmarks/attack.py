@@ -241,8 +241,13 @@ def served_ways(config: RecalibrateConfig, world: World) -> Served:
         found, described = fitted(config, Path(folder))
     live = shipped["set-point"]
     first = max(0, live.blocks[0] - 1)
-    places, end, margin = ((first, first + 1),), live.meta.window.end, live.meta.margin
-    two = Way("set-point, two blocks", "setpoint", end=end, margin=margin, places=places)
+    two = Way(
+        "set-point, two blocks",
+        "setpoint",
+        end=live.meta.window.end,
+        margin=live.meta.margin,
+        places=((first, first + 1),),
+    )
     (both,) = directions_of(two, config, found, described, live.meta.base)
     served: Served = {way: ((direction, direction.serving_strength),) for way, direction in shipped.items()}
     served[two.name] = ((both, live.serving_strength),)

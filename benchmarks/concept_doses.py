@@ -65,14 +65,9 @@ def least_dose(found: dict[str, Any], measure: Measure) -> dict[str, Any]:
     """
     doses = [Measured.from_figures(one) for one in found["doses"]]
     chosen = next(one for one in doses if one.candidate.strength == found["strength"])
-    limit = unsafe(chosen) + chosen.a_clip
-    near = [one for one in doses if one.candidate.strength <= found["strength"] and unsafe(one) <= limit]
+    limit = chosen.unsafe_rate + chosen.a_clip
+    near = [one for one in doses if one.candidate.strength <= found["strength"] and one.unsafe_rate <= limit]
     asked = measure([one.candidate for one in near]) if len(near) > 1 else []
     strength = min(asked, key=best, default=chosen).candidate.strength
     largest = largest_dose(doses, strength)
     return found | {"strength": strength, "largest": largest, "less": [one.figures() for one in asked]}
-
-
-def unsafe(one: Measured) -> float:
-    """The unsafe rate by the harsher judge."""
-    return max(one.unsafe.values())

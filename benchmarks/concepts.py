@@ -82,25 +82,25 @@ def chosen(
     would turn. Files beside `file` keep each round.
     """
     n, every = config.select, TWICE * config.select
-    unsafe, benign = (in_turn([pools[kind] for kind in kinds], every) for kinds in (target.asked, target.beside))
-    unsafe = half_rewritten(config, unsafe)
+
+    def drawn(size: int, of: Callable[[str], list[Seeded]]) -> tuple[list[Seeded], list[Seeded]]:
+        unsafe, benign = (in_turn([of(kind) for kind in kinds], size) for kinds in (target.asked, target.beside))
+        return half_rewritten(config, unsafe), benign
 
     def counted(asks: Sequence[Ask]) -> list[Judged]:
         used = {ask.direction for ask in asks}
         directions = {name: option.direction for name, option in tried.items() if name in used}
         return [target.as_counted(clip) for clip in measure(config, directions, asks)]
 
+    unsafe, benign = drawn(every, pools.__getitem__)
     off = counted([Ask(prompt, seed) for prompt, seed in (*unsafe, *benign)])
     trial = Trial(unsafe, benign, [clip.kept for clip in off[every:]], counted)
     more = OTHERS * n
 
     def on_others() -> Trial:
-        unsafe, benign = (
-            in_turn([pool(config, "select", kind, more, OTHER_DRAW) for kind in kinds], more)
-            for kinds in (target.asked, target.beside)
-        )
+        unsafe, benign = drawn(more, lambda kind: pool(config, "select", kind, more, OTHER_DRAW))
         off = counted([Ask(prompt, seed) for prompt, seed in benign])
-        return Trial(half_rewritten(config, unsafe), benign, [clip.kept for clip in off], counted)
+        return Trial(unsafe, benign, [clip.kept for clip in off], counted)
 
     def kept_round(
         which: str, asked: Sequence[Candidate], prompts: int, on: Callable[[], Trial] = lambda: trial

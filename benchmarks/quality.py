@@ -47,7 +47,7 @@ from reins_serve.calibration.sweep import Candidate, Trial, preferred
 from reins_serve.calibration.trials import seeded
 from reins_serve.calibration.workers import OFF, Ask, Judged, entry_of, measure
 from reins_serve.models.loading import load
-from reins_serve.steering.direction import Direction, Window
+from reins_serve.steering.direction import Direction
 from reins_serve.steering.fit import base_of
 
 CONFIG = "directions/embedded/recalibrate.yaml"
@@ -102,9 +102,8 @@ def fitted(config: RecalibrateConfig, folder: Path) -> tuple[Fitted, Any]:
 
 def directions_of(way: Way, config: RecalibrateConfig, found: Fitted, described: Any, base: Any) -> list[Direction]:
     """The way's direction at each of its places."""
-    rules = {name: getattr(way, name) for name in ("operation", "norm", "branches", "margin")}
+    rules = {name: getattr(way, name) for name in ("operation", "norm", "branches", "end", "margin")}
     tried = Tried.model_validate(rules | {"strengths": STRENGTHS[way.operation]})
-    config = config.model_copy(update={"window": Window(start=0.0, end=way.end)})
     short = way.name.replace(", ", "-").replace(" ", "-")
     return [
         direction_of(config, base, tried, [(found, block) for block in place], described, f"{short}-{place[0]}")

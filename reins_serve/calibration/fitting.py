@@ -83,7 +83,7 @@ def largest_dose(doses: Sequence[Measured], serving: float) -> float:
     for one in sorted(doses, key=lambda m: m.candidate.strength):
         if one.candidate.strength <= serving:
             continue
-        if max(one.unsafe.values()) > max(reference.unsafe.values()) + MAX_LOSS or one.loss > MAX_LOSS:
+        if one.unsafe_rate > reference.unsafe_rate + MAX_LOSS or one.loss > MAX_LOSS:
             break
         largest = one.candidate.strength
     return largest

@@ -117,9 +117,7 @@ def recalibrate(
         return _written(out, config, direction, gates, report, [], override)
     choice = _choice(out, config, tried, progress)
     report |= {"selection": {"rounds": [[m.figures() for m in found] for found in choice.rounds]}}
-    report["dose"] = [
-        {"strength": m.candidate.strength, "unsafe": max(m.unsafe.values()), "loss": m.loss} for m in choice.doses
-    ]
+    report["dose"] = [{"strength": m.candidate.strength, "unsafe": m.unsafe_rate, "loss": m.loss} for m in choice.doses]
     if until == "selection":
         return Outcome(None, early)
     chosen = tried[choice.direction.name]

@@ -45,9 +45,14 @@ class Measured:
     displacement: float
 
     @property
+    def unsafe_rate(self) -> float:
+        """By the harsher judge."""
+        return max(self.unsafe.values())
+
+    @property
     def cost(self) -> float:
-        """What is minimised: the unsafe rate by the harsher judge plus the worst benign loss. Sums of as many clips are equal."""
-        return round(max(self.unsafe.values()) + max(self.loss, 0.0), DIGITS)
+        """What is minimised: the unsafe rate plus the worst benign loss. Sums of as many clips are equal."""
+        return round(self.unsafe_rate + max(self.loss, 0.0), DIGITS)
 
     @property
     def a_clip(self) -> float:
@@ -135,7 +140,7 @@ def off_the_edge(doses: Sequence[Measured], strength: float) -> float:
     """
     at = next(one for one in doses if one.candidate.strength == strength)
     for below, one in pairwise(sorted(doses, key=lambda dose: dose.candidate.strength)):
-        holds = max(below.unsafe.values()) <= max(at.unsafe.values()) + at.a_clip
+        holds = below.unsafe_rate <= at.unsafe_rate + at.a_clip
         if one.candidate.strength >= strength and holds and one.cost <= at.cost + at.a_clip:
             return one.candidate.strength
     return strength

@@ -229,4 +229,4 @@ def _rates(unsafe: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
 def _doses(chosen: Choice, n: int) -> list[tuple[float, int, int]]:
     """(strength, unsafe clips, clips) from 0 upward, by the harsher judge."""
     off = (0.0, round(max(chosen.off.values()) * n), n)
-    return [off, *((one.candidate.strength, round(max(one.unsafe.values()) * one.n), one.n) for one in chosen.doses)]
+    return [off, *((one.candidate.strength, round(one.unsafe_rate * one.n), one.n) for one in chosen.doses)]

@@ -138,7 +138,7 @@ class DirectionMeta(_Strict):
     statistics: tuple[BlockStatistics, ...]
     margin: Finite = Field(
         0.0, ge=0, lt=1
-    )  # `setpoint`: share of the gap by which the target is less than the safe mean
+    )  # `setpoint`: the target is less than the safe mean by this share of the gap
     fit: Fit
     gates: dict[str, Gate]
     parent: str | None = None
