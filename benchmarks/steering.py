@@ -141,15 +141,18 @@ def units(count: int, width: int = WIDTH) -> torch.Tensor:
 
 
 def pusher(
-    norm: str, setpoint: bool = False, vectors: torch.Tensor | None = None
+    norm: str, setpoint: bool = False, vectors: torch.Tensor | None = None, guards: bool = False
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The push of `[R, S, D]` along `vectors` `[R, D]`, by default of one row; all that does not depend on the hidden states is
     made here, as in serving."""
     vectors = units(1) if vectors is None else vectors
     rows, token, channel = len(vectors), norm == "token", norm == "channel"
     flags = (torch.full((rows,), flag) for flag in (setpoint, token, channel))
-    push = RowPush(vectors, torch.full((rows,), 2.0), torch.full((rows,), 1.0), *flags)
-    return lambda hidden: steer(hidden, push, token_norm=token, channel_norm=channel, all_rows=True).hidden
+    onset = 1.0 if guards else torch.inf
+    numbers = (torch.full((rows,), value) for value in (2.0, 1.0, onset, 1.0))
+    push = RowPush(vectors, *numbers, *flags)
+    does = {"token_norm": token, "channel_norm": channel, "all_rows": True, "guards": guards}
+    return lambda hidden: steer(hidden, push, **does).hidden
 
 
 def block(tokens: int) -> tuple[dict[str, Callable[[], None]], dict[str, list[float]]]:
@@ -164,6 +167,7 @@ def block(tokens: int) -> tuple[dict[str, Callable[[], None]], dict[str, list[fl
     latents, text = torch.randn(1, 16, 1, 2 * side, 2 * side), torch.randn(1, 16, 64)
     does: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"bare": lambda h: h, "bare again": lambda h: h}
     does |= {f"add, {norm}": pusher(norm) for norm in NORMS} | {"setpoint": pusher("none", setpoint=True)}
+    does["setpoint, guard"] = pusher("none", setpoint=True, guards=True)
     plain = units(1)[0]
     does["naive"] = lambda h: (h.float() + 2.0 * plain).to(h.dtype)
     seconds: dict[str, list[float]] = {name: [] for name in does}

@@ -29,6 +29,9 @@ class Tried(_Strict):
         end: Share of the steps after which it steers no more; None: as the configuration's window, which is what is captured
             in either case.
         margin: Of a set-point, by which share of the gap between the classes its target is less than the safe mean.
+        guards: In a row of set-points, the labels by which its last blocks, one each, push only clips that the others have not
+            made safe.
+        shortfall: From which share of the gap below the safe mean on guards push a clip.
         strengths: Multiples of the operation's unit (`deficit` for a set-point, `ref_norm` for an addition).
     """
 
@@ -39,6 +42,8 @@ class Tried(_Strict):
     turns: bool = False
     end: float | None = Field(None, gt=0, le=1)
     margin: float = Field(0.0, ge=0, lt=1)
+    guards: tuple[str, ...] = ()
+    shortfall: float = Field(0.25, gt=0, le=0.5)
     strengths: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -47,6 +52,8 @@ class Tried(_Strict):
             raise ValueError("labels take turns at several blocks: give in_a_row as well")
         if self.margin and self.operation != "setpoint":
             raise ValueError("margin is for setpoint: an addition has no target")
+        if self.guards and not (self.operation == "setpoint" and len(self.guards) < self.in_a_row):
+            raise ValueError("guards are the last blocks of a setpoint in a row, not all of them: give in_a_row as well")
         return self
 
 

@@ -42,6 +42,7 @@ def _control(direction: Direction, name: str, vectors: torch.Tensor, displacemen
             "norm": "none",
             "statistics": statistics,
             "margin": 0.0,
+            "guard": None,
             "strength": Strength(unit="ref_norm", serving=strength, max=strength),
             "gates": {},
             "parent": direction.sha256,

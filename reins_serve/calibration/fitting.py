@@ -11,7 +11,7 @@ from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted
 from reins_serve.calibration.supervised_pca import SupervisedPCA
 from reins_serve.calibration.sweep import Measured
-from reins_serve.steering.direction import Base, BlockStatistics, Direction, DirectionMeta, Fit, Gate, Strength, Window
+from reins_serve.steering.direction import Base, BlockStatistics, Direction, DirectionMeta, Fit, Gate, Guard, Strength, Window
 
 MAX_LOSS = (
     0.02  # a larger dose ends the range of strengths where it loses this much of efficacy or of a benign attribute
@@ -27,6 +27,7 @@ def direction_of(
         parts: Its blocks, each with the fit that its vector comes from.
     """
     rows = [(found, found.blocks.index(block)) for found, block in parts]
+    blocks = tuple(block for _, block in parts)
     meta = DirectionMeta(
         format="reins.direction/1",
         name=name,
@@ -34,7 +35,7 @@ def direction_of(
         version="0",
         role="steer",
         base=base,
-        blocks=tuple(block for _, block in parts),
+        blocks=blocks,
         operation=tried.operation,
         norm=tried.norm,
         branches=tried.branches,
@@ -53,6 +54,7 @@ def direction_of(
             for found, row in rows
         ),
         margin=tried.margin,
+        guard=Guard(blocks=blocks[-len(tried.guards) :], shortfall=tried.shortfall) if tried.guards else None,
         fit=fit,
         gates={},
     )

@@ -88,7 +88,7 @@ def recalibrate(
     labels = read_labels(stored, judge.name, judge.unsafe, mixed)
     fitted = fit(root, stored, labels, live)
     together = Basis(labels, fitted)
-    in_turn = any(tried.turns for tried in config.selection.tried) and len(labels.names) > 1
+    in_turn = any(tried.turns or tried.guards for tried in config.selection.tried) and len(labels.names) > 1
     each = each_label(root, stored, judge.name, judge.unsafe, mixed, live) if in_turn else {}
     progress("fit", 1, 1)
     best = max(fitted.layers, key=lambda layer: layer["auc"])

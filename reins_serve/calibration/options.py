@@ -122,7 +122,8 @@ def options(
             described = describe_fit(config, first.model, first.clips, None)
             until = "" if tried.end is None else f"-to-{100 * tried.end:g}"
             within = f"-within-{100 * tried.margin:g}" if tried.margin else ""
-            name = f"{tried.operation}-{tried.norm}-{tried.branches}-{ending}{until}{within}".replace(".", "_")
+            guarded = f"-guarded-{len(tried.guards)}" if tried.guards else ""
+            name = f"{tried.operation}-{tried.norm}-{tried.branches}-{ending}{until}{within}{guarded}".replace(".", "_")
             made[name] = Option(direction_of(config, base, tried, fits, described, name), parts, tried.strengths)
     return made
 
@@ -147,7 +148,9 @@ def _parts(
         row = blocks[start : start + tried.in_a_row]
         if row[-1] - row[0] == tried.in_a_row - 1:
             for ending, turns in _turns(tried, together, each):
-                parts = tuple((turns[place % len(turns)], block) for place, block in enumerate(row))
+                fits = [turns[place % len(turns)] for place in range(tried.in_a_row - len(tried.guards))]
+                fits += [_guard(label, together, each) for label in tried.guards]
+                parts = tuple(zip(fits, row, strict=True))
                 yield f"{row[0]}x{tried.in_a_row}{ending}", parts
 
 
@@ -157,6 +160,13 @@ def _turns(tried: Tried, together: Basis, each: Mapping[str, Basis]) -> Iterable
         return [("", [together])]
     fits = list(each.values())
     return [(f"-{number}", [*fits[number:], *fits[:number]]) for number in range(len(fits))]
+
+
+def _guard(label: str, together: Basis, each: Mapping[str, Basis]) -> Basis:
+    """The fit of a guard's label. Raises ReinsError where labels have fits of their own, and this one has none."""
+    if each and label not in each:
+        raise ReinsError(f"The judge has no label {label!r} that could guard: name one of {', '.join(each)} in `guards`.")
+    return each.get(label, together)
 
 
 def candidates(tried: Iterable[Option]) -> list[Candidate]:

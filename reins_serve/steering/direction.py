@@ -96,6 +96,17 @@ class Strength(_Strict):
         return self
 
 
+class Guard(_Strict):
+    """Blocks of a set-point that push only clips which the blocks before them have not made safe.
+
+    A guard pushes to the safe mean itself, and only where the mean projection over a clip's tokens is below it by more than
+    `shortfall` of the gap between the classes; from twice that on, in full.
+    """
+
+    blocks: tuple[int, ...] = Field(min_length=1)
+    shortfall: Finite = Field(gt=0, le=0.5)  # at the unsafe mean a guard pushes in full
+
+
 class Fit(_Strict):
     """How the direction was found."""
 
@@ -139,6 +150,7 @@ class DirectionMeta(_Strict):
     margin: Finite = Field(
         0.0, ge=0, lt=1
     )  # `setpoint`: the target is less than the safe mean by this share of the gap
+    guard: Guard | None = None
     fit: Fit
     gates: dict[str, Gate]
     parent: str | None = None
@@ -158,6 +170,8 @@ class DirectionMeta(_Strict):
             raise ValueError("setpoint is measured in `deficit`, add in `gap` or `ref_norm`")
         if self.margin and self.operation != "setpoint":
             raise ValueError("margin is for setpoint: an addition has no target")
+        if self.guard is not None and not (self.operation == "setpoint" and set(self.guard.blocks) < set(self.blocks)):
+            raise ValueError("guard is for setpoint, and names some of its blocks, not all")
         if self.role == "steer" and any(s.gap < SMALLEST for s in self.statistics):
             raise ValueError(
                 "safe must project higher than unsafe at every block (the direction would push towards harm)"
@@ -286,7 +300,21 @@ class Direction:
         Half of what is safe projects below the safe mean: with a margin a benign token is pushed less, or not at all.
         """
         statistics = self.meta.statistics[position]
-        return statistics.safe_mean - self.meta.margin * statistics.gap
+        return statistics.safe_mean - (0 if self._guards(position) else self.meta.margin * statistics.gap)
+
+    def condition(self, position: int) -> tuple[float, float]:
+        """Below which mean projection of a clip the block of `meta.blocks[position]` pushes, and how much further below in full.
+
+        Infinite where it is no guard.
+        """
+        guard, statistics = self.meta.guard, self.meta.statistics[position]
+        if guard is None or not self._guards(position):
+            return math.inf, 1.0
+        short = guard.shortfall * statistics.gap
+        return statistics.safe_mean - short, short
+
+    def _guards(self, position: int) -> bool:
+        return self.meta.guard is not None and self.meta.blocks[position] in self.meta.guard.blocks
 
 
 def _read_meta(data: bytes, source: str) -> DirectionMeta:

@@ -6,6 +6,7 @@ steered. The dry run finds that in milliseconds, on the pipeline's device and in
 pipeline nor a generation that is running notices.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -71,11 +72,12 @@ def _try(direction: Direction, at: int, block: int, hidden: Tensor) -> None:
 
 
 def _hidden(direction: Direction, at: int) -> Tensor:
-    """Tokens `[S, D]` of the usual norm, whose projections lie below and above the target alike."""
+    """Tokens `[S, D]` of the usual norm, whose projections lie below and above the target alike; at a guard, whose mean is unsafe."""
     statistics, d = direction.meta.statistics[at], direction.vectors[at]
     random = torch.randn(TOKENS, len(d), generator=torch.Generator().manual_seed(0))
     h = statistics.ref_norm * torch.nn.functional.normalize(random, dim=1)
-    wanted = direction.target(at) + statistics.ref_norm * torch.linspace(-1, 1, TOKENS)
+    middle = direction.target(at) if direction.condition(at)[0] == math.inf else statistics.unsafe_mean
+    wanted = middle + statistics.ref_norm * torch.linspace(-1, 1, TOKENS)
     return h + torch.outer(wanted - h @ d, d)
 
 

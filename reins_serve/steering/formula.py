@@ -15,8 +15,14 @@ def expected(h: Tensor, direction: Direction, at: int, strength: float) -> Tenso
     length = strength * direction.unit(at)
     if direction.operation == "setpoint":
         statistics = direction.meta.statistics[at]
-        target = (1 - direction.meta.margin) * statistics.safe_mean + direction.meta.margin * statistics.unsafe_mean
-        push = torch.outer(length * torch.relu(target - h @ d), d)
+        projection, gap, guard = h @ d, statistics.safe_mean - statistics.unsafe_mean, direction.meta.guard
+        if guard is not None and direction.meta.blocks[at] in guard.blocks:
+            target = statistics.safe_mean
+            short = (statistics.safe_mean - projection.mean()) / gap
+            length = length * (short / guard.shortfall - 1).clamp(0, 1)
+        else:
+            target = statistics.safe_mean - direction.meta.margin * gap
+        push = torch.outer(length * torch.relu(target - projection), d)
     else:
         push = (length * d).expand_as(h)
     dim = {"token": 1, "channel": 0}.get(direction.meta.norm)

@@ -8,6 +8,7 @@ does follows from `SteeringState`, which the host sets between denoising steps a
 3. Otherwise each row is pushed by its own direction and counted on the device. No value is read back in the loop.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -146,6 +147,8 @@ class _Column(NamedTuple):
 
     amount: float = 0.0
     target: float = 0.0
+    onset: float = math.inf
+    ramp: float = 1.0
     setpoint: bool = False
     token_norm: bool = False
     channel_norm: bool = False
@@ -157,9 +160,12 @@ class _Column(NamedTuple):
     def of(cls, plan: RowPlan, direction: Direction, block: int) -> "_Column":
         at, meta = direction.blocks.index(block), direction.meta
         statistics, norm = meta.statistics[at], meta.norm
+        onset, ramp = direction.condition(at)
         return cls(
             amount=plan.row.strength * direction.unit(at),
             target=direction.target(at),
+            onset=onset,
+            ramp=ramp,
             setpoint=meta.operation == "setpoint",
             token_norm=norm == "token",
             channel_norm=norm == "channel",
@@ -200,19 +206,21 @@ def _rows(columns: Sequence[_Column], vectors: Sequence[Tensor], device: torch.d
     """Rows from their columns and vectors `[D]`: all numbers in one tensor, which is one copy to the device."""
     numbers = torch.tensor(
         [
-            (c.amount, c.target, c.setpoint, c.token_norm, c.channel_norm,
+            (c.amount, c.target, c.onset, c.ramp, c.setpoint, c.token_norm, c.channel_norm,
              0.0, 1.0, c.inverse_gap, 1.0, 1.0, 0.0, -c.inverse_gap * c.unsafe_mean, 0.0)
             for c in columns
         ]
     ).to(device)  # fmt: skip
-    amount, target, setpoint, token, channel = numbers[:, :5].unbind(1)
-    push = RowPush(torch.stack(list(vectors)).to(device), amount, target, setpoint > 0, token > 0, channel > 0)
+    amount, target, onset, ramp, setpoint, token, channel = numbers[:, :7].unbind(1)
+    vector = torch.stack(list(vectors)).to(device)
+    push = RowPush(vector, amount, target, onset, ramp, setpoint > 0, token > 0, channel > 0)
     steered = [c for c in columns if c.amount]
     operations = {
         "token_norm": any(c.token_norm for c in steered),
         "channel_norm": any(c.channel_norm for c in steered),
         "adds": not all(c.setpoint for c in steered),
         "setpoints": any(c.setpoint for c in steered),
+        "guards": any(c.onset < math.inf for c in steered),
         "all_rows": len(steered) == len(columns),
     }
-    return Rows(push, numbers[:, 5:9], numbers[:, 9:], operations)
+    return Rows(push, numbers[:, 7:11], numbers[:, 11:], operations)

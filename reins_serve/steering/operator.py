@@ -31,6 +31,8 @@ class RowPush(NamedTuple):
         vector: `[R, D]` unit directions; zeros for rows that are off.
         amount: `[R]`: the length `a` of an addition, the factor `beta` of a set-point, 0 for rows that are off.
         target: `[R]`: the set-point m, in the hidden states' scale.
+        onset, ramp: `[R]`: below which mean projection over its tokens a row is pushed, and how much further below in full. An
+            infinite onset is no condition.
         setpoint: bool `[R]`: set-point rows; the others add.
         token_norm, channel_norm: bool `[R]`: which norm rule a row follows.
     """
@@ -38,6 +40,8 @@ class RowPush(NamedTuple):
     vector: Tensor
     amount: Tensor
     target: Tensor
+    onset: Tensor
+    ramp: Tensor
     setpoint: Tensor
     token_norm: Tensor
     channel_norm: Tensor
@@ -92,23 +96,31 @@ def steer(
     all_rows: bool = False,
     adds: bool = True,
     setpoints: bool = True,
+    guards: bool = True,
     shards: "dist.ProcessGroup | None" = None,
 ) -> Pushed:
     """Push every row of `hidden` `[R, S, D]` along its own direction.
 
     `add`: `h' = N(h + a d)`, the paper's. `setpoint`: `h' = N(h + beta max(0, m - h·d) d)` per token; a token that is safe
-    already is not touched. `N` keeps each token's L2 norm over the channels (`token`), each channel's L2 norm over the
+    already is not touched. A guard multiplies its row's push by `min(1, max(0, (onset - mean of h·d over the row) / ramp))`,
+    which takes another pass over the states: a clip that is safe as a whole is not touched. `N` keeps each token's L2 norm over the channels (`token`), each channel's L2 norm over the
     tokens of its row (`channel`), or nothing (`none`).
 
     Args:
         token_norm, channel_norm: Whether any row follows that rule; False saves the work.
         all_rows: Whether no row is off, so that none has to be kept as it is.
         adds, setpoints: Whether any row adds, or follows a set-point; False for one of them saves the choice.
+        guards: Whether any row has a condition; False saves the pass.
         shards: The processes that hold the other tokens of the same rows, under context parallelism. The channel rule then
-            sums its squares over all of them; the figures beside the hidden states remain those of this shard.
+            sums its squares over all of them, and a guard its projections; the figures beside the hidden states remain those
+            of this shard.
     """
-    length = partial(_length, push, adds, setpoints)
     tokens = _tokens_of_a_span(hidden)
+    if guards:
+        mean = _mean_projection(hidden.split(tokens, dim=1), push, shards)
+        push = push._replace(amount=push.amount * ((push.onset - mean) / push.ramp).clamp(0, 1))
+        all_rows = False  # a row that a guard lets pass is off
+    length = partial(_length, push, adds, setpoints)
     scale = _channel_scale(hidden.split(tokens, dim=1), push, length, shards) if channel_norm else None
     if tokens == hidden.shape[1]:
         steered, figures = _span(hidden, push, length, token_norm, scale, all_rows)
@@ -139,6 +151,15 @@ def _along(h: Tensor, vector: Tensor) -> Tensor:
     if h.device.type == "cpu" and len(h) > 1:
         return torch.linalg.vecdot(h, vector.unsqueeze(1)).unsqueeze(2)
     return torch.bmm(h, vector.unsqueeze(2))
+
+
+def _mean_projection(spans: Sequence[Tensor], push: RowPush, shards: "dist.ProcessGroup | None") -> Tensor:
+    """Mean of `h·d` over each row's tokens, `[R]`, those of every shard."""
+    sums = torch.stack([_along(span.float(), push.vector).sum(dim=(1, 2)) for span in spans]).sum(dim=0)
+    sums = torch.cat([sums, sums.new_tensor([sum(span.shape[1] for span in spans)])])  # the last one: how many tokens
+    if shards is not None:
+        dist.all_reduce(sums, group=shards)
+    return sums[:-1] / sums[-1]
 
 
 def _length(push: RowPush, adds: bool, setpoints: bool, projection: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted, Labels
 from reins_serve.calibration.options import Basis, Option, balanced, candidates, live_cosine, options, worth_trying
 from reins_serve.errors import ReinsError
-from reins_serve.steering.direction import Direction
+from reins_serve.steering.direction import Direction, Guard
 
 CONFIG = RecalibrateConfig.load(Path("directions/embedded/recalibrate.yaml"))
 BASE = Direction.load("directions/embedded/setpoint.safetensors").meta.base
@@ -103,6 +103,22 @@ def test_a_set_point_may_aim_between_the_classes() -> None:
     assert (margins["setpoint-none-cond-2"], margins["setpoint-none-cond-2-within-12_5"]) == (0.0, 0.125)
     with pytest.raises(ValidationError, match="margin is for setpoint"):
         Tried(operation="add", margin=0.5, strengths=(1.0,))
+
+
+def test_the_last_blocks_of_a_row_may_be_guards_by_a_label_of_their_own() -> None:
+    guarded = TURNS.model_copy(update={"guards": ("spill",), "margin": 0.5})
+    found = made(guarded, each=EACH)
+    assert len(found) == 12
+    option = found["setpoint-none-cond-2x3-0-within-50-guarded-1"]
+    assert option.direction.meta.guard == Guard(blocks=(4,), shortfall=0.25)
+    assert axes(option) == [1, 2, 2]
+    assert axes(found["setpoint-none-cond-2x3-1-within-50-guarded-1"]) == [2, 1, 2]
+    assert axes(made(guarded)["setpoint-none-cond-2x3-within-50-guarded-1"]) == [0, 0, 0]
+    with pytest.raises(ReinsError, match="no label 'fire' that could guard: name one of explosion, spill"):
+        made(guarded.model_copy(update={"guards": ("fire",)}), each=EACH)
+    for wrong in ({"guards": ("a", "b", "c")}, {"operation": "add", "guards": ("a",)}):
+        with pytest.raises(ValidationError, match="guards are the last blocks of a setpoint in a row"):
+            Tried.model_validate(TURNS.model_dump() | wrong)
 
 
 def test_a_row_passes_over_no_block_and_needs_a_model_of_one_expert() -> None:

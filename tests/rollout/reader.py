@@ -52,8 +52,19 @@ def _check_vectors(header: dict[str, Any], body: bytes, blocks: int, width: int)
         assert abs(math.hypot(*values[block * width : (block + 1) * width]) - 1) < 1.2e-4
 
 
+def _check_guard(meta: dict[str, Any]) -> None:
+    guard = meta.get("guard")
+    if guard is None:
+        return
+    assert set(guard) == {"blocks", "shortfall"}
+    assert meta["operation"] == "setpoint"
+    assert 0 < _number(guard["shortfall"]) <= 0.5
+    blocks = {_whole(block) for block in guard["blocks"]}
+    assert blocks and blocks < set(meta["blocks"])
+
+
 def _check_meta(meta: dict[str, Any]) -> None:
-    assert set(meta) - {"parent", "margin"} == {"format", "name", "model", "version", "role", "base", "blocks", "operation", "norm",
+    assert set(meta) - {"parent", "margin", "guard"} == {"format", "name", "model", "version", "role", "base", "blocks", "operation", "norm",
                                       "branches", "window", "strength", "statistics", "fit", "gates"}  # fmt: skip
     assert all(meta[name] in allowed and type(meta[name]) is str for name, allowed in TEXT.items())
     base, window, strength, fit = meta["base"], meta["window"], meta["strength"], meta["fit"]
@@ -67,6 +78,7 @@ def _check_meta(meta: dict[str, Any]) -> None:
     assert 0 < _number(strength["serving"]) <= _number(strength["max"])
     margin = _number(meta.get("margin", 0.0))
     assert 0 <= margin < 1 and (meta["operation"] == "setpoint" or not margin)
+    _check_guard(meta)
     assert strength["unit"] in (("deficit",) if meta["operation"] == "setpoint" else ("gap", "ref_norm"))
     assert len(set(meta["blocks"])) == len(meta["blocks"]) == len(meta["statistics"]) > 0
     assert all(0 <= _whole(block) < base["num_blocks"] for block in meta["blocks"])

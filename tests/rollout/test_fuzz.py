@@ -57,7 +57,7 @@ def check_accepted(data: bytes) -> None:
     fit = {"auc": None, "captured": None, "sources": []} | meta["fit"]
     fit["captured"] = fit["captured"] and whole | fit["captured"]
     parts = {"fit": fit, "window": whole | meta["window"]}
-    assert json.loads(direction.meta.model_dump_json()) == {"parent": None, "margin": 0.0} | meta | parts
+    assert json.loads(direction.meta.model_dump_json()) == {"parent": None, "margin": 0.0, "guard": None} | meta | parts
     assert direction.vectors.numpy().tobytes() == body
 
 

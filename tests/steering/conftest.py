@@ -11,13 +11,14 @@ from tests import tiny
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Direction files `add`, `setpoint` (conditional branch), `token` (two blocks) and `channel` for `tiny.pipeline()`."""
+    """Direction files `add`, `setpoint` (conditional branch), `guard`, `token` (two blocks) and `channel` for a tiny pipeline."""
     made = tiny.pipeline()
     kinds: dict[str, dict[str, object]] = {
         "add": {},
         "setpoint": {"operation": "setpoint", "branches": "cond", "blocks": (2,)},
         "token": {"norm": "token", "blocks": (1, 3)},
         "channel": {"norm": "channel", "blocks": (0,), "branches": "cond"},
+        "guard": {"operation": "setpoint", "blocks": (1, 2), "margin": 0.5, "guard": {"blocks": (2,), "shortfall": 0.25}},
     }
     for seed, (name, changes) in enumerate(kinds.items()):
         tiny.direction(made, seed, name=name, **changes).save(tmp_path / f"{name}.safetensors")

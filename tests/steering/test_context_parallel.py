@@ -23,7 +23,12 @@ from tests.zoo.directions import direction
 from tests.zoo.everything import CASES, entry
 
 PROCESSES = 2
-NORMS = ("none", "token", "channel")
+WAYS: dict[str, dict[str, object]] = {
+    "none": {},
+    "token": {"norm": "token"},
+    "channel": {"norm": "channel"},
+    "guard": {"operation": "setpoint", "blocks": (0, 1), "guard": {"blocks": (1,), "shortfall": 0.5}},
+}
 TWO = LoadingOptions.model_validate({"dtype": "float32", "context_parallel": {"ulysses_degree": PROCESSES}})
 
 
@@ -40,20 +45,23 @@ def accelerator_shim() -> None:
 
 
 def one_of_two(rank: int, port: int, name: str, out: Path) -> None:
-    """One process: every norm rule alone, then shared; rank 0 writes down the largest differences and the records."""
+    """One process: every way alone, then shared; rank 0 writes down the largest differences and the records."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
     accelerator_shim()
     pipeline = CASES[name].build(0)
-    directions = {norm: direction(pipeline, seed, norm=norm) for seed, norm in enumerate(NORMS)}
+    directions = {
+        way: direction(pipeline, seed, (1.0,) * len(changes["blocks"]) if "blocks" in changes else None, **changes)
+        for seed, (way, changes) in enumerate(WAYS.items())
+    }
     steering = attach(pipeline, model=entry(CASES[name]).name, directions=directions | {"live": directions["none"]})
-    alone = {norm: run(steering, name, norm) for norm in NORMS}
+    alone = {way: run(steering, name, way) for way in WAYS}
     accelerate(pipeline, TWO)
     confirm(steering, entry(CASES[name]))
-    shared = {norm: run(steering, name, norm) for norm in NORMS}
+    shared = {way: run(steering, name, way) for way in WAYS}
     if rank == 0:
-        found = {n: ((alone[n][0] - shared[n][0]).abs().max().item(), alone[n][1], shared[n][1]) for n in NORMS}
+        found = {n: ((alone[n][0] - shared[n][0]).abs().max().item(), alone[n][1], shared[n][1]) for n in WAYS}
         torch.save(found, out)
     dist.destroy_process_group()
 
@@ -66,7 +74,7 @@ def test_two_processes_steer_a_clip_as_one_does(name: str, tmp_path: Path) -> No
         port = free.getsockname()[1]
     mp.spawn(one_of_two, args=(port, name, tmp_path / "found.pt"), nprocs=PROCESSES)
     found = torch.load(tmp_path / "found.pt", weights_only=False)
-    assert set(found) == set(NORMS)
+    assert set(found) == set(WAYS)
     for difference, alone, shared in found.values():
         assert difference < 1e-5
         assert (shared.planned, shared.applied) == (alone.planned, alone.applied)

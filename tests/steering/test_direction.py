@@ -45,7 +45,7 @@ def test_strength_is_not_folded_into_the_vector() -> None:
     assert torch.equal(Direction.create(strong, GOOD.vectors).vectors, GOOD.vectors)
 
 
-@pytest.mark.parametrize("field", [name for name in type(GOOD.meta).model_fields if name not in {"parent", "margin"}])
+@pytest.mark.parametrize("field", [name for name in type(GOOD.meta).model_fields if name not in {"parent", "margin", "guard"}])
 def test_a_missing_field_is_refused_by_name(field: str) -> None:
     assert field in refused(rebuilt(drop=field))
 
@@ -65,6 +65,10 @@ def test_a_missing_field_is_refused_by_name(field: str) -> None:
         ({"margin": 0.5}, "margin is for setpoint"),
         ({"margin": 1.0}, "margin"),
         ({"margin": -0.1}, "margin"),
+        ({"guard": {"blocks": [1], "shortfall": 0.25}}, "guard is for setpoint"),
+        ({"guard": {"blocks": [1], "shortfall": 0}}, "shortfall"),
+        ({"guard": {"blocks": [1], "shortfall": 0.6}}, "shortfall"),
+        ({"guard": {"blocks": [], "shortfall": 0.25}}, "guard.blocks"),
         ({"statistics": [{"safe_mean": -1, "unsafe_mean": 1, "ref_norm": 1}]}, "safe must project higher"),
     ],
 )
@@ -140,6 +144,23 @@ def test_a_margin_puts_the_target_between_the_classes_and_without_one_it_is_the_
     data = rebuilt(change, drop="margin") if margin is None else rebuilt(change | {"margin": margin})
     found = Direction.parse(data)
     assert found.target(0) == target
+
+
+def test_a_guard_aims_at_the_safe_mean_and_asks_for_clips_that_fall_short_of_it() -> None:
+    change: dict[str, object] = {
+        "operation": "setpoint",
+        "strength": {"unit": "deficit", "serving": 1, "max": 2},
+        "blocks": [1, 2],
+        "statistics": [{"safe_mean": 4.0, "unsafe_mean": 0.0, "ref_norm": 1.0}] * 2,
+        "margin": 0.5,
+    }
+    meta = type(GOOD.meta).model_validate(GOOD.meta.model_dump() | change | {"guard": {"blocks": [2], "shortfall": 0.25}})
+    found = Direction.create(meta, GOOD.vectors[:1].expand(2, -1))
+    assert [found.target(at) for at in range(2)] == [2.0, 4.0]
+    assert [found.condition(at) for at in range(2)] == [(float("inf"), 1.0), (3.0, 1.0)]
+    for blocks in ([1, 2], [3]):
+        with pytest.raises(ValueError, match="names some of its blocks, not all"):
+            type(meta).model_validate(meta.model_dump() | {"guard": {"blocks": blocks, "shortfall": 0.25}})
 
 
 @pytest.mark.parametrize(("total", "expected"), [(10, range(5)), (9, range(5)), (1, range(1)), (3, range(2))])

@@ -49,7 +49,7 @@ def changed(strength: float = 0.5, **statistics: float) -> Direction:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["add", "setpoint", "token", "channel"])
+@pytest.mark.parametrize("name", ["add", "setpoint", "guard", "token", "channel"])
 def test_what_steers_passes(folder: Path, name: str, dtype: torch.dtype) -> None:
     dry_run(Direction.load(folder / f"{name}.safetensors"), of(dtype))
 

@@ -9,12 +9,20 @@ from reins_serve.steering.operator import RowPush, steer
 R, S, D = 3, 20, 8
 
 
-def push(operation: str, norm: str, amount: float = 0.7, target: float = 0.3) -> RowPush:
+ONSET, RAMP = 0.6, 0.8
+GUARD = (ONSET, RAMP)
+WAYS = [("add", None), ("setpoint", None), ("setpoint", GUARD)]
+
+
+def push(
+    operation: str, norm: str, amount: float = 0.7, target: float = 0.3, guard: tuple[float, float] | None = None
+) -> RowPush:
     generator = torch.Generator().manual_seed(1)
     return RowPush(
         torch.nn.functional.normalize(torch.randn(R, D, generator=generator), dim=1),
         torch.full((R,), amount),
         torch.full((R,), target),
+        *(torch.full((R,), value) for value in guard or (torch.inf, 1.0)),
         torch.full((R,), operation == "setpoint"),
         torch.full((R,), norm == "token"),
         torch.full((R,), norm == "channel"),
@@ -28,9 +36,11 @@ def hidden(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def written_out(h: torch.Tensor, p: RowPush, norm: str) -> torch.Tensor:
     result = torch.empty(R, S, D, dtype=torch.float64)
     for r in range(R):
+        mean = float((h[r].double() @ p.vector[r].double()).mean())
+        share = min(1.0, max(0.0, (ONSET - mean) / RAMP)) if p.onset[r] == ONSET else 1.0
         for s in range(S):
             token, d = h[r, s].double(), p.vector[r].double()
-            length = p.amount[r].double()
+            length = share * p.amount[r].double()
             if p.setpoint[r]:
                 length = length * max(0.0, float(p.target[r]) - float(token @ d))
             result[r, s] = token + length * d
@@ -42,10 +52,10 @@ def written_out(h: torch.Tensor, p: RowPush, norm: str) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("operation", ["add", "setpoint"])
+@pytest.mark.parametrize(("operation", "guard"), WAYS)
 @pytest.mark.parametrize("norm", ["token", "channel", "none"])
-def test_the_push_is_the_formula(operation: str, norm: str) -> None:
-    h, p = hidden(), push(operation, norm)
+def test_the_push_is_the_formula(operation: str, guard: tuple[float, float] | None, norm: str) -> None:
+    h, p = hidden(), push(operation, norm, guard=guard)
     result = steer(h, p, token_norm=norm == "token", channel_norm=norm == "channel")
     wanted = written_out(h, p, norm)
     assert torch.allclose(result.hidden.double(), wanted, atol=1e-6)
@@ -62,6 +72,35 @@ def test_a_token_that_is_safe_already_is_not_touched() -> None:
     assert not safe.all()
     assert torch.equal(result.hidden[safe], h[safe])
     assert torch.allclose(result.moved, (~safe).float().mean(1))
+
+
+@pytest.mark.parametrize("norm", ["token", "channel", "none"])
+def test_a_guard_does_not_touch_a_row_that_is_safe_as_a_whole_and_pushes_one_that_is_not_in_full(norm: str) -> None:
+    h, p = hidden(), push("setpoint", norm, guard=GUARD)
+    for row, mean in enumerate((ONSET, ONSET - RAMP, ONSET - RAMP / 2)):
+        h[row] += (mean + 1e-3 - (h[row] @ p.vector[row]).mean()) * p.vector[row]
+    flags = {"token_norm": norm == "token", "channel_norm": norm == "channel"}
+    guarded, whole = steer(h, p, **flags, all_rows=True), steer(h, p, **flags, guards=False)
+    assert torch.equal(guarded.hidden[0], h[0])
+    assert (guarded.displacement[0], guarded.moved[0]) == (0, 0)
+    assert whole.moved[0] > 0
+    assert torch.allclose(guarded.hidden[1], whole.hidden[1], atol=1e-2)
+    assert 0 < guarded.displacement[2] < whole.displacement[2]
+
+
+def test_a_guard_looks_at_all_tokens_of_a_row_and_at_no_other_row() -> None:
+    h, p = hidden(), push("setpoint", "none", guard=GUARD)
+    flags = {"token_norm": False, "channel_norm": False}
+    h[0] += (ONSET - (h[0] @ p.vector[0]).mean()) * p.vector[0]
+    other = h.clone()
+    other[1:] = other[1:] * 100 + 5
+    assert torch.equal(steer(h, p, **flags).hidden[0], h[0])
+    assert torch.equal(steer(other, p, **flags).hidden[0], h[0])
+    h[0, -1] -= 40 * p.vector[0]  # one unsafe token: all that are below the target are pushed
+    below = (h[0] @ p.vector[0]) < p.target[0]
+    moved = (steer(h, p, **flags).hidden[0] != h[0]).any(dim=1)
+    assert below[:-1].any()
+    assert torch.equal(moved, below)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -94,10 +133,12 @@ def test_the_output_of_a_non_contiguous_block_is_taken() -> None:
     )
 
 
-@pytest.mark.parametrize("operation", ["add", "setpoint"])
+@pytest.mark.parametrize(("operation", "guard"), WAYS)
 @pytest.mark.parametrize("norm", ["token", "channel", "none"])
-def test_spans_of_tokens_change_nothing(operation: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    h, p = hidden(), push(operation, norm)
+def test_spans_of_tokens_change_nothing(
+    operation: str, guard: tuple[float, float] | None, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h, p = hidden(), push(operation, norm, guard=guard)
     p.amount[2] = 0
     flags = {"token_norm": norm == "token", "channel_norm": norm == "channel"}
     whole = steer(h, p, **flags)

@@ -19,8 +19,8 @@ Steer = Callable[..., SteeringMiddleware]
 
 
 def test_the_proof_measures_every_direction(steer: Steer) -> None:
-    proof = steer("add", a="setpoint", b="token", c="channel").proof
-    assert {name: p.applications for name, p in proof.items()} == {"live": 8 // 2, "a": 2, "b": 8, "c": 2}
+    proof = steer("add", a="setpoint", b="token", c="channel", d="guard").proof
+    assert {name: p.applications for name, p in proof.items()} == {"live": 8 // 2, "a": 2, "b": 8, "c": 2, "d": 8}
     for p in proof.values():
         assert p.error < 1e-5
         assert p.displacement > 0
@@ -40,6 +40,13 @@ def test_a_push_of_the_wrong_size_is_refused(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(hook_module, "steer", lambda h, p, **k: real(h, p._replace(amount=p.amount * 1.01), **k))
     with pytest.raises(SteeringNotApplied, match="away from the predicted push"):
         attach(tiny.pipeline(), model="tiny", directions=folder / "add.safetensors")
+
+
+def test_a_guard_that_pushes_every_clip_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = operator.steer
+    monkeypatch.setattr(hook_module, "steer", lambda h, p, **k: real(h, p, **k | {"guards": False}))
+    with pytest.raises(SteeringNotApplied, match="away from the predicted push"):
+        attach(tiny.pipeline(), model="tiny", directions=folder / "guard.safetensors")
 
 
 def test_a_hook_that_is_not_neutral_when_off_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

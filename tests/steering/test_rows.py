@@ -20,7 +20,7 @@ def plans(direction: Direction) -> list[RowPlan]:
     return [steered, steered, RowPlan(SteeringRow(None, 0.0), None)]
 
 
-@pytest.mark.parametrize("name", ["add", "setpoint"])
+@pytest.mark.parametrize("name", ["add", "setpoint", "guard"])
 def test_a_push_that_is_not_a_number_spoils_the_count_of_its_own_row(folder: Path, name: str) -> None:
     direction = Direction.load(folder / f"{name}.safetensors")
     rows = rows_at(direction.blocks[0], plans(direction), [True] * 3, CPU)[COND]
