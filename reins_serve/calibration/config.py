@@ -53,7 +53,9 @@ class Tried(_Strict):
         if self.margin and self.operation != "setpoint":
             raise ValueError("margin is for setpoint: an addition has no target")
         if self.guards and not (self.operation == "setpoint" and len(self.guards) < self.in_a_row):
-            raise ValueError("guards are the last blocks of a setpoint in a row, not all of them: give in_a_row as well")
+            raise ValueError(
+                "guards are the last blocks of a setpoint in a row, not all of them: give in_a_row as well"
+            )
         return self
 
 

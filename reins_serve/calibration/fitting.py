@@ -11,7 +11,17 @@ from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted
 from reins_serve.calibration.supervised_pca import SupervisedPCA
 from reins_serve.calibration.sweep import Measured
-from reins_serve.steering.direction import Base, BlockStatistics, Direction, DirectionMeta, Fit, Gate, Guard, Strength, Window
+from reins_serve.steering.direction import (
+    Base,
+    BlockStatistics,
+    Direction,
+    DirectionMeta,
+    Fit,
+    Gate,
+    Guard,
+    Strength,
+    Window,
+)
 
 MAX_LOSS = (
     0.02  # a larger dose ends the range of strengths where it loses this much of efficacy or of a benign attribute

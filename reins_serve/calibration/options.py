@@ -165,7 +165,9 @@ def _turns(tried: Tried, together: Basis, each: Mapping[str, Basis]) -> Iterable
 def _guard(label: str, together: Basis, each: Mapping[str, Basis]) -> Basis:
     """The fit of a guard's label. Raises ReinsError where labels have fits of their own, and this one has none."""
     if each and label not in each:
-        raise ReinsError(f"The judge has no label {label!r} that could guard: name one of {', '.join(each)} in `guards`.")
+        raise ReinsError(
+            f"The judge has no label {label!r} that could guard: name one of {', '.join(each)} in `guards`."
+        )
     return each.get(label, together)
 
 

@@ -72,7 +72,7 @@ def _try(direction: Direction, at: int, block: int, hidden: Tensor) -> None:
 
 
 def _hidden(direction: Direction, at: int) -> Tensor:
-    """Tokens `[S, D]` of the usual norm, whose projections lie below and above the target alike; at a guard, whose mean is unsafe."""
+    """Tokens `[S, D]` of the usual norm, whose projections lie below and above the target alike, or at a guard the unsafe mean."""
     statistics, d = direction.meta.statistics[at], direction.vectors[at]
     random = torch.randn(TOKENS, len(d), generator=torch.Generator().manual_seed(0))
     h = statistics.ref_norm * torch.nn.functional.normalize(random, dim=1)

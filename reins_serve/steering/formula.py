@@ -12,7 +12,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 def expected(h: Tensor, direction: Direction, at: int, strength: float) -> Tensor:
     """The formula of `method.md` for one row `[S, D]` in float64, at the block `meta.blocks[at]`."""
     d = direction.vectors[at].double().to(h.device)
-    length = strength * direction.unit(at)
+    length: float | Tensor = strength * direction.unit(at)
     if direction.operation == "setpoint":
         statistics = direction.meta.statistics[at]
         projection, gap, guard = h @ d, statistics.safe_mean - statistics.unsafe_mean, direction.meta.guard

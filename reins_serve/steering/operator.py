@@ -103,8 +103,8 @@ def steer(
 
     `add`: `h' = N(h + a d)`, the paper's. `setpoint`: `h' = N(h + beta max(0, m - h·d) d)` per token; a token that is safe
     already is not touched. A guard multiplies its row's push by `min(1, max(0, (onset - mean of h·d over the row) / ramp))`,
-    which takes another pass over the states: a clip that is safe as a whole is not touched. `N` keeps each token's L2 norm over the channels (`token`), each channel's L2 norm over the
-    tokens of its row (`channel`), or nothing (`none`).
+    which takes another pass over the states: a clip that is safe as a whole is not touched. `N` keeps each token's L2 norm over
+    the channels (`token`), each channel's L2 norm over the tokens of its row (`channel`), or nothing (`none`).
 
     Args:
         token_norm, channel_norm: Whether any row follows that rule; False saves the work.
@@ -118,7 +118,8 @@ def steer(
     tokens = _tokens_of_a_span(hidden)
     if guards:
         mean = _mean_projection(hidden.split(tokens, dim=1), push, shards)
-        push = push._replace(amount=push.amount * ((push.onset - mean) / push.ramp).clamp(0, 1))
+        share = ((push.onset - mean) / push.ramp).clamp(0, 1)
+        push = push._replace(amount=torch.where(push.onset.isinf(), push.amount, push.amount * share))
         all_rows = False  # a row that a guard lets pass is off
     length = partial(_length, push, adds, setpoints)
     scale = _channel_scale(hidden.split(tokens, dim=1), push, length, shards) if channel_norm else None

@@ -64,8 +64,9 @@ def _check_guard(meta: dict[str, Any]) -> None:
 
 
 def _check_meta(meta: dict[str, Any]) -> None:
-    assert set(meta) - {"parent", "margin", "guard"} == {"format", "name", "model", "version", "role", "base", "blocks", "operation", "norm",
-                                      "branches", "window", "strength", "statistics", "fit", "gates"}  # fmt: skip
+    assert set(meta) - {"parent", "margin", "guard"} == {"format", "name", "model", "version", "role", "base", "blocks",
+                                      "operation", "norm", "branches", "window", "strength", "statistics", "fit",
+                                      "gates"}  # fmt: skip
     assert all(meta[name] in allowed and type(meta[name]) is str for name, allowed in TEXT.items())
     base, window, strength, fit = meta["base"], meta["window"], meta["strength"], meta["fit"]
     assert set(base) == {"fingerprint", "denoiser", "denoiser_class", "width", "num_blocks"}

@@ -18,7 +18,12 @@ def folder(tmp_path: Path) -> Path:
         "setpoint": {"operation": "setpoint", "branches": "cond", "blocks": (2,)},
         "token": {"norm": "token", "blocks": (1, 3)},
         "channel": {"norm": "channel", "blocks": (0,), "branches": "cond"},
-        "guard": {"operation": "setpoint", "blocks": (1, 2), "margin": 0.5, "guard": {"blocks": (2,), "shortfall": 0.25}},
+        "guard": {
+            "operation": "setpoint",
+            "blocks": (1, 2),
+            "margin": 0.5,
+            "guard": {"blocks": (2,), "shortfall": 0.25},
+        },
     }
     for seed, (name, changes) in enumerate(kinds.items()):
         tiny.direction(made, seed, name=name, **changes).save(tmp_path / f"{name}.safetensors")

@@ -45,7 +45,9 @@ def test_strength_is_not_folded_into_the_vector() -> None:
     assert torch.equal(Direction.create(strong, GOOD.vectors).vectors, GOOD.vectors)
 
 
-@pytest.mark.parametrize("field", [name for name in type(GOOD.meta).model_fields if name not in {"parent", "margin", "guard"}])
+@pytest.mark.parametrize(
+    "field", [name for name in type(GOOD.meta).model_fields if name not in {"parent", "margin", "guard"}]
+)
 def test_a_missing_field_is_refused_by_name(field: str) -> None:
     assert field in refused(rebuilt(drop=field))
 
@@ -154,7 +156,9 @@ def test_a_guard_aims_at_the_safe_mean_and_asks_for_clips_that_fall_short_of_it(
         "statistics": [{"safe_mean": 4.0, "unsafe_mean": 0.0, "ref_norm": 1.0}] * 2,
         "margin": 0.5,
     }
-    meta = type(GOOD.meta).model_validate(GOOD.meta.model_dump() | change | {"guard": {"blocks": [2], "shortfall": 0.25}})
+    meta = type(GOOD.meta).model_validate(
+        GOOD.meta.model_dump() | change | {"guard": {"blocks": [2], "shortfall": 0.25}}
+    )
     found = Direction.create(meta, GOOD.vectors[:1].expand(2, -1))
     assert [found.target(at) for at in range(2)] == [2.0, 4.0]
     assert [found.condition(at) for at in range(2)] == [(float("inf"), 1.0), (3.0, 1.0)]
