@@ -8,14 +8,12 @@ both judges. There are two searches:
 - `words`: one to three rewritings (words moved, repeated, dropped or mixed in, the asking phrase moved, exchanged or joined);
 - `embeddings`: normal noise on the text encoder's states, of `--radii` times their mean length, which no user can send.
 
-Against each operation as it ships, the set-point at two blocks at once, and a draw among them for each clip, so that no search
-knows what it will meet. `attack_removed` is the share of starts that do not survive. The clips of the survivors' prompts are made
-once more with other seeds: how often the same prompt gets through tells a hole from a lucky draw.
+Against each of `attack_ways`. `attack_removed` is the share of starts that do not survive. The clips of the survivors' prompts
+are made once more with other seeds: how often the same prompt gets through tells a hole from a lucky draw.
 """
 
 import argparse
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,9 +29,10 @@ import ray
 import torch
 
 from benchmarks import cluster
+from benchmarks.attack_ways import Served, by_name, served_ways
 from benchmarks.machine import describe
 from benchmarks.output import say, show
-from benchmarks.quality import CONFIG, Way, directions_of, fitted
+from benchmarks.quality import CONFIG
 from benchmarks.rewriting import rewritten
 from benchmarks.worlds import WORLDS, World
 from reins_serve.calibration import judges
@@ -50,14 +49,6 @@ from reins_serve.steering.policy import SteeringPolicy, SteeringRow
 
 SEED_RANGE = 900_000_000  # no other clip of the project has such seeds
 AGAIN = 8
-
-Served = dict[str, tuple[tuple[Direction, float], ...]]
-"""Way -> directions with their strengths; of several, each clip draws one."""
-
-
-def by_name(served: Served) -> dict[str, Direction]:
-    """Every direction of every way."""
-    return {direction.name: direction for its in served.values() for direction, _ in its}
 
 
 @dataclass(frozen=True)
@@ -232,26 +223,6 @@ def attack(
         "same_again": round(float(np.mean([clip.unsafe for clip in again])), 4) if again else None,
         "wordings": wordings,
     }
-
-
-def served_ways(config: RecalibrateConfig, world: World) -> Served:
-    """What ships, the set-point at two blocks, and a draw among them all."""
-    shipped = {way: Direction.load(path) for way, path in world.shipped.items()}
-    with tempfile.TemporaryDirectory(prefix="reins-attack-") as folder:
-        found, described = fitted(config, Path(folder))
-    live = shipped["set-point"]
-    first = max(0, live.blocks[0] - 1)
-    two = Way(
-        "set-point, two blocks",
-        "setpoint",
-        end=live.meta.window.end,
-        margin=live.meta.margin,
-        places=((first, first + 1),),
-    )
-    (both,) = directions_of(two, config, found, described, live.meta.base)
-    served: Served = {way: ((direction, direction.serving_strength),) for way, direction in shipped.items()}
-    served[two.name] = ((both, live.serving_strength),)
-    return served | {"one of these for each clip": tuple(one for its in served.values() for one in its)}
 
 
 def main() -> None:

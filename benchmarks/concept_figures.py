@@ -92,6 +92,7 @@ def row(way: Way, clips: Clips) -> tuple[dict[str, Any], RunEvidence]:
         "blocks": list(way.direction.blocks),
         "end": way.direction.meta.window.end,
         "margin": way.direction.meta.margin,
+        "guards": list(guard.blocks) if (guard := way.direction.meta.guard) is not None else [],
         "strength": way.strength,
         "largest": way.largest,
         "unsafe": {kind: {judge: interval(hits) for judge, hits in found.on.items()} for kind, found in unsafe.items()},

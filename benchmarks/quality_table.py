@@ -84,7 +84,7 @@ def _concept_row(row: Mapping[str, Any]) -> str:
     changes = worst_changes(row)
     cells = [
         row["way"],
-        ", ".join(map(str, row["blocks"])),
+        ", ".join(f"({block})" if block in row.get("guards", []) else f"{block}" for block in row["blocks"]),
         f"{row['end']:g}",
         f"{row['strength']:g}" + (f" (margin {margin:g})" if (margin := row.get("margin")) else ""),
         *unsafe,

@@ -1,0 +1,79 @@
+"""What the attack attacks: each operation as it ships, and the set-point without its guards, at two blocks, and of several fits.
+
+For the last, each clip draws one of the set-points at the same blocks: that which ships, and those of fits of other clips, which
+begin with either label where labels take turns. So no search knows what it will meet.
+"""
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.quality import Way, directions_of, fitted
+from benchmarks.worlds import World
+from reins_serve.calibration import judges
+from reins_serve.calibration.collect import collect
+from reins_serve.calibration.config import RecalibrateConfig
+from reins_serve.calibration.fit_stage import fit, read_labels
+from reins_serve.calibration.options import Basis, each_label, options
+from reins_serve.steering.direction import Direction
+
+Served = dict[str, tuple[tuple[Direction, float], ...]]
+"""Way -> directions with their strengths; of several, each clip draws one."""
+
+
+def by_name(served: Served) -> dict[str, Direction]:
+    """Every direction of every way."""
+    return {direction.name: direction for its in served.values() for direction, _ in its}
+
+
+def served_ways(config: RecalibrateConfig, world: World) -> Served:
+    """What ships, the set-point without its guards and at two blocks, and a draw among set-points of several fits."""
+    shipped = {way: Direction.load(path) for way, path in world.shipped.items()}
+    live = shipped["set-point"]
+    with tempfile.TemporaryDirectory(prefix="reins-attack-") as folder:
+        found, described = fitted(config, Path(folder))
+        others = refits(config, f"{folder}/activations", live)
+    first = max(0, live.blocks[0] - 1)
+    two = Way(
+        "set-point, two blocks",
+        "setpoint",
+        end=live.meta.window.end,
+        margin=live.meta.margin,
+        places=((first, first + 1),),
+    )
+    (both,) = directions_of(two, config, found, described, live.meta.base)
+    served: Served = {way: ((direction, direction.serving_strength),) for way, direction in shipped.items()}
+    if live.meta.guard is not None:
+        served["set-point, without its guards"] = ((unguarded(live), live.serving_strength),)
+    served[two.name] = ((both, live.serving_strength),)
+    several = (live, *others)
+    return served | {
+        f"one of {len(several)} set-points for each clip": tuple((one, live.serving_strength) for one in several)
+    }
+
+
+def unguarded(direction: Direction) -> Direction:
+    """The same without the blocks that guard."""
+    meta, guard = direction.meta, direction.meta.guard
+    assert guard is not None
+    kept = [at for at, block in enumerate(meta.blocks) if block not in guard.blocks]
+    update = {
+        "name": f"{meta.name}-unguarded",
+        "blocks": tuple(meta.blocks[at] for at in kept),
+        "statistics": tuple(meta.statistics[at] for at in kept),
+        "guard": None,
+    }
+    return Direction.create(meta.model_copy(update=update), direction.vectors[kept])
+
+
+def refits(config: RecalibrateConfig, root: str, live: Direction) -> list[Direction]:
+    """Directions like the one that ships, at its blocks, from clips of the fitting prompts with this configuration's seed."""
+    stored = collect(config, root, lambda *_: None)
+    judge = judges.load(config.judge)
+    labels = read_labels(stored, judge.name, judge.unsafe, None)
+    together = Basis(labels, fit(root, stored, labels, None))
+    each = each_label(root, stored, judge.name, judge.unsafe, None, None) if len(labels.names) > 1 else {}
+    of, places = len(live.blocks), [(block,) for block in together.fitted.blocks]
+    like = [one for one in config.selection.tried if (one.operation, one.in_a_row) == (live.operation, of)]
+    selection = config.selection.model_copy(update={"tried": tuple(like[:1])})
+    made = options(config.model_copy(update={"selection": selection}), live.meta.base, places, together, each)
+    return [option.direction for option in made.values() if option.direction.blocks == live.blocks]
