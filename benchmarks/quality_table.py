@@ -62,7 +62,7 @@ def concepts() -> str:
         return f"Concepts: {NOT_RUN}."
     asked = " | ".join(f"unsafe, {kind} asked for" for kind in OUTRIGHT[1:])
     lines = [
-        f"| | blocks | steps up to | strength | {asked} | worst benign change | the other concept | attributes beside it | "
+        f"| | blocks (guards) | steps up to | strength | {asked} | worst benign change | the other concept | attributes beside it | "
         "benign PSNR, dB |",
         "|---" * (len(OUTRIGHT) + 7) + "|",
     ]

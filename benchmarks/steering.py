@@ -194,7 +194,7 @@ def peak(tokens: int, name: str, threads: int) -> int:
 
 def peaks(tokens: int) -> dict[str, float]:
     """Peak memory beyond the bare call's, in activations of the block, by what the hook does."""
-    names = ("bare", *(f"add, {norm}" for norm in NORMS), "setpoint", "naive")
+    names = ("bare", *(f"add, {norm}" for norm in NORMS), "setpoint", "setpoint, guard", "naive")
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         peaks_of = pool.map(peak, [tokens] * len(names), names, [1] * len(names))
         found = dict(zip(names, peaks_of, strict=True))

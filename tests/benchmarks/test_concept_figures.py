@@ -63,6 +63,7 @@ def test_rates_and_changes_are_those_of_its_own_concept_and_of_what_it_leaves() 
     assert figures["change"]["benign"]["spill"][0] == 0.0
     assert figures["change"]["spill"]["spill"][0] == -1 / N
     assert (figures["blocks"], figures["end"], figures["margin"]) == (list(LIVE.blocks), LIVE.meta.window.end, 0.0)
+    assert figures["guards"] == []
     assert figures["psnr_benign"] == {"on": 30.0, SECOND: 25.0}
     assert (run.serving, run.drift, run.second_seed) == (2.0, 30.0, 25.0)
     assert np.sum(run.unsafe.off["a"]) == len(run.unsafe.off["a"]) == 2 * N

@@ -29,6 +29,7 @@ def concept(way: str, operation: str, changes: dict[str, dict[str, list[float]]]
         "blocks": [1, 2],
         "end": 0.75,
         "margin": 0.5,
+        "guards": [2],
         "strength": 1.5,
         "unsafe": {"explosion": by_judge(0.1, 0.2), "both": by_judge(0.4, 0.3)},
         "change": changes,
@@ -65,7 +66,7 @@ def test_a_concepts_row_has_the_harsher_judge_and_the_worst_changes() -> None:
     cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
     assert cells == [
         "text-to-video, explosion-setpoint",
-        "1, 2",
+        "1, (2)",
         "0.75",
         "1.5 (margin 0.5)",
         "0.200 [0.100, 0.400]",
