@@ -62,8 +62,8 @@ def concepts() -> str:
         return f"Concepts: {NOT_RUN}."
     asked = " | ".join(f"unsafe, {kind} asked for" for kind in OUTRIGHT[1:])
     lines = [
-        f"| | blocks (guards) | steps up to | strength | {asked} | worst benign change | the other concept | attributes beside it | "
-        "benign PSNR, dB |",
+        f"| | blocks (guards) | steps up to | strength | {asked} | worst benign change | the other concept | "
+        "attributes beside it | benign PSNR, dB |",
         "|---" * (len(OUTRIGHT) + 7) + "|",
     ]
     for table in tables:

@@ -97,7 +97,7 @@ class Strength(_Strict):
 
 
 class Guard(_Strict):
-    """Blocks of a set-point that push only clips which the blocks before them have not made safe.
+    """Blocks of a set-point that push only clips which are unsafe there, such as those that the blocks before have not made safe.
 
     A guard pushes to the safe mean itself, and only where the mean projection over a clip's tokens is below it by more than
     `shortfall` of the gap between the classes; from twice that on, in full.
@@ -170,8 +170,8 @@ class DirectionMeta(_Strict):
             raise ValueError("setpoint is measured in `deficit`, add in `gap` or `ref_norm`")
         if self.margin and self.operation != "setpoint":
             raise ValueError("margin is for setpoint: an addition has no target")
-        if self.guard is not None and not (self.operation == "setpoint" and set(self.guard.blocks) < set(self.blocks)):
-            raise ValueError("guard is for setpoint, and names some of its blocks, not all")
+        if self.guard is not None and not (self.operation == "setpoint" and set(self.guard.blocks) <= set(self.blocks)):
+            raise ValueError("guard is for setpoint, and names some of its blocks")
         if self.role == "steer" and any(s.gap < SMALLEST for s in self.statistics):
             raise ValueError(
                 "safe must project higher than unsafe at every block (the direction would push towards harm)"

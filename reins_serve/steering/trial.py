@@ -7,25 +7,32 @@ from typing import Any
 import torch
 
 from reins_serve.models.spec import Pipeline, middle_blocks
-from reins_serve.steering.direction import BlockStatistics, Direction, DirectionMeta, Fit, Strength, Window
+from reins_serve.steering.direction import BlockStatistics, Direction, DirectionMeta, Fit, Guard, Strength, Window
 from reins_serve.steering.fit import base_of
 
-# Every operation, norm rule and set of branches at least once.
+# Every operation, norm rule and set of branches at least once, and a guard.
 KINDS: dict[str, dict[str, Any]] = {
     "live": {},
     "cond-token": {"branches": "cond", "norm": "token"},
     "setpoint": {"branches": "cond", "operation": "setpoint"},
     "channel": {"norm": "channel"},
+    "guard": {"branches": "cond", "operation": "setpoint", "guarded": True},
 }
+SHORTFALL = 0.4  # a clip half-way between the classes is pushed in part
 
 
 def trial_direction(
-    pipeline: Pipeline, seed: int = 0, ref_norms: Sequence[float] | None = None, **changes: Any
+    pipeline: Pipeline,
+    seed: int = 0,
+    ref_norms: Sequence[float] | None = None,
+    guarded: bool = False,
+    **changes: Any,
 ) -> Direction:
     """A random unit direction at half the depth of each denoiser.
 
     Args:
         ref_norms: Norm of a token at each of its blocks, which is the length of its push; None: 1.
+        guarded: Whether its blocks push only clips that are unsafe there.
         changes: Fields of the metadata to replace.
     """
     blocks = changes.get("blocks", middle_blocks(pipeline))
@@ -56,6 +63,7 @@ def trial_direction(
             seed=seed,
         ),
         "gates": {},
+        "guard": Guard(blocks=blocks, shortfall=SHORTFALL) if guarded else None,
     }
     meta = DirectionMeta.model_validate(values | changes)
     vectors = torch.randn(len(blocks), meta.base.width, generator=torch.Generator().manual_seed(seed))

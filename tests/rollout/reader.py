@@ -60,7 +60,7 @@ def _check_guard(meta: dict[str, Any]) -> None:
     assert meta["operation"] == "setpoint"
     assert 0 < _number(guard["shortfall"]) <= 0.5
     blocks = {_whole(block) for block in guard["blocks"]}
-    assert blocks and blocks < set(meta["blocks"])
+    assert blocks and blocks <= set(meta["blocks"])
 
 
 def _check_meta(meta: dict[str, Any]) -> None:

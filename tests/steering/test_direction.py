@@ -162,9 +162,8 @@ def test_a_guard_aims_at_the_safe_mean_and_asks_for_clips_that_fall_short_of_it(
     found = Direction.create(meta, GOOD.vectors[:1].expand(2, -1))
     assert [found.target(at) for at in range(2)] == [2.0, 4.0]
     assert [found.condition(at) for at in range(2)] == [(float("inf"), 1.0), (3.0, 1.0)]
-    for blocks in ([1, 2], [3]):
-        with pytest.raises(ValueError, match="names some of its blocks, not all"):
-            type(meta).model_validate(meta.model_dump() | {"guard": {"blocks": blocks, "shortfall": 0.25}})
+    with pytest.raises(ValueError, match="names some of its blocks"):
+        type(meta).model_validate(meta.model_dump() | {"guard": {"blocks": [2, 3], "shortfall": 0.25}})
 
 
 @pytest.mark.parametrize(("total", "expected"), [(10, range(5)), (9, range(5)), (1, range(1)), (3, range(2))])

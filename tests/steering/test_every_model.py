@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "cond": {"branches": "cond", "norm": "token", "name": "cond"},
     "setpoint": {"branches": "cond", "operation": "setpoint", "name": "setpoint"},
     "channel": {"norm": "channel", "name": "channel"},
+    "guard": {"branches": "cond", "operation": "setpoint", "name": "guard", "guarded": True},
 }
 # Pushes that a step gives one row at one block with guidance on: by `both` branches, and by the conditional one alone.
 PUSHES = {"ltx2": (4, 3)}  # its two perturbed forwards carry the prompt too
@@ -68,7 +69,7 @@ class Model(NamedTuple):
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=lambda case: case.name)
 def model(request: pytest.FixtureRequest) -> Iterator[Model]:
-    """One attached tiny pipeline: four directions, proved on the way."""
+    """One attached tiny pipeline: five directions, proved on the way."""
     case: Case = request.param
     pipeline, made = case.build(0), entry(case)
     directions = {name: direction(pipeline, seed, **changes) for seed, (name, changes) in enumerate(KINDS.items())}
