@@ -101,7 +101,7 @@ def test_check_prints_the_proof_of_a_saved_folder(saved: tuple[Case, Path], monk
     ]
     told = output(*map(str, words), "--json")
     proof = json.loads(told)["proof"]
-    assert set(proof) == {"live", "cond-token", "setpoint", "channel"}
+    assert set(proof) == {"live", "cond-token", "setpoint", "channel", "guard"}
     for figures in proof.values():
         assert figures["applications"] > 0
         assert figures["error"] < 1e-5
