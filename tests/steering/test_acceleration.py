@@ -49,6 +49,9 @@ CACHES = {
 }
 
 
+GUARDED = {"operation": "setpoint", "branches": "cond", "guarded": True}
+
+
 def options(**switches: Any) -> LoadingOptions:
     return LoadingOptions.model_validate({"dtype": "float32"} | switches)
 
@@ -89,19 +92,19 @@ def close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 class TestCompilation:
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in MODELS), ("wan-t2v", GUARDED)])
     @pytest.mark.parametrize("mode", ["regional", "whole"])
     def test_a_compiled_pipeline_is_steered_exactly_and_a_late_swap_compiles_nothing(
-        self, name: str, mode: str
+        self, name: str, changes: dict[str, Any], mode: str
     ) -> None:
-        steered = Steered(name)
+        steered = Steered(name, **changes)
         asked: list[tuple[str | None, float]] = [(None, 0.0), ("live", 1.0), ("other", 0.5)]
         eager = [steered.run(*of) for of in asked]
         steered.accelerate(compile={"mode": mode, "backend": "eager", "fullgraph": True})
         compiled = [steered.run(*of) for of in asked[:2]]
         graphs = counters["stats"]["unique_graphs"]
         assert graphs > 0
-        fresh = direction(steered.pipeline, seed=7)
+        fresh = direction(steered.pipeline, seed=7, **changes)
         steered.steering.swap({"live": fresh, "other": steered.steering.directions["other"]})
         compiled.append(steered.run("other", 0.5))
         late, record = steered.run("live", 1.5)
