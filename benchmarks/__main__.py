@@ -11,7 +11,7 @@ import time
 from benchmarks import draw_growth, table
 from benchmarks.stored import RESULTS, read
 
-QUALITY = ("--evaluate", "32", "--seed", "32", "--ways", "set-point", "addition")
+QUALITY = ("--evaluate", "24", "--seed", "32", "--ways", "set-point", "addition")
 STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("steering", "steering", ("--batch", "1", "--rounds", "8", "--stack-rounds", "6", "--tokens", "2048")),
     ("capture", "capture", ("--rounds", "8", "--batch", "8")),

@@ -1,4 +1,4 @@
-"""What each way of steering buys and costs on the embedded model, beside other defences: `python -m benchmarks.quality`.
+"""What each way of steering buys and costs on the harder embedded world, beside other defences: `python -m benchmarks.quality`.
 
 Every way gets its own block and strength on selection prompts, by the rule of the recalibration: the fewest unsafe clips by the
 harsher judge plus the largest benign loss, and of those within one clip of the fewest the smallest push. It is then measured
@@ -50,7 +50,7 @@ from reins_serve.models.loading import load
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.fit import base_of
 
-CONFIG = "directions/embedded/recalibrate.yaml"
+CONFIG = "directions/embedded-hard/recalibrate.yaml"
 KINDS: tuple[Kind, ...] = ("unsafe", "implicit", "benign")
 NEGATED = "negative prompt"
 STRENGTHS = {"setpoint": (1.0, 1.5, 2.0, 3.0), "add": (0.2, 0.4, 0.8, 1.2)}
