@@ -5,15 +5,14 @@ begin with either label where labels take turns. So no search knows what it will
 """
 
 import tempfile
-from pathlib import Path
+from collections.abc import Mapping
 
-from benchmarks.quality import Way, directions_of, fitted
+from benchmarks.quality import Way, directions_of
 from benchmarks.worlds import World
-from reins_serve.calibration import judges
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
-from reins_serve.calibration.fit_stage import fit, read_labels
-from reins_serve.calibration.options import Basis, each_label, options
+from reins_serve.calibration.fitting import describe_fit
+from reins_serve.calibration.options import Basis, bases, options
 from reins_serve.steering.direction import Direction
 
 Served = dict[str, tuple[tuple[Direction, float], ...]]
@@ -30,8 +29,9 @@ def served_ways(config: RecalibrateConfig, world: World) -> Served:
     shipped = {way: Direction.load(path) for way, path in world.shipped.items()}
     live = shipped["set-point"]
     with tempfile.TemporaryDirectory(prefix="reins-attack-") as folder:
-        found, described = fitted(config, Path(folder))
-        others = refits(config, f"{folder}/activations", live)
+        together, each = bases(config, folder, collect(config, folder, lambda *_: None), None, None)
+    found = together.fitted
+    described = describe_fit(config, found.model, found.clips, None)
     first = max(0, live.blocks[0] - 1)
     two = Way(
         "set-point, two blocks",
@@ -45,7 +45,7 @@ def served_ways(config: RecalibrateConfig, world: World) -> Served:
     if live.meta.guard is not None:
         served["set-point, without its guards"] = ((unguarded(live), live.serving_strength),)
     served[two.name] = ((both, live.serving_strength),)
-    several = (live, *others)
+    several = (live, *refits(config, live, together, each))
     return served | {
         f"one of {len(several)} set-points for each clip": tuple((one, live.serving_strength) for one in several)
     }
@@ -65,13 +65,8 @@ def unguarded(direction: Direction) -> Direction:
     return Direction.create(meta.model_copy(update=update), direction.vectors[kept])
 
 
-def refits(config: RecalibrateConfig, root: str, live: Direction) -> list[Direction]:
-    """Directions like the one that ships, at its blocks, from clips of the fitting prompts with this configuration's seed."""
-    stored = collect(config, root, lambda *_: None)
-    judge = judges.load(config.judge)
-    labels = read_labels(stored, judge.name, judge.unsafe, None)
-    together = Basis(labels, fit(root, stored, labels, None))
-    each = each_label(root, stored, judge.name, judge.unsafe, None, None) if len(labels.names) > 1 else {}
+def refits(config: RecalibrateConfig, live: Direction, together: Basis, each: Mapping[str, Basis]) -> list[Direction]:
+    """Directions like the one that ships, at its blocks, of other fits: beginning with any label, where labels take turns."""
     of, places = len(live.blocks), [(block,) for block in together.fitted.blocks]
     like = [one for one in config.selection.tried if (one.operation, one.in_a_row) == (live.operation, of)]
     selection = config.selection.model_copy(update={"tried": tuple(like[:1])})

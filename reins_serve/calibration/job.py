@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reins_serve.calibration import judges
 from reins_serve.calibration.activations import StoredActivations
 from reins_serve.calibration.collect import collect
 from reins_serve.calibration.config import RecalibrateConfig
-from reins_serve.calibration.fit_stage import Fitted, evidence, fit, held_out_scores, read_labels
+from reins_serve.calibration.fit_stage import Fitted, evidence, held_out_scores
 from reins_serve.calibration.fitting import describe_fit, finished, largest_dose
 from reins_serve.calibration.gates import fit_gates, run_gates, worst_gates
-from reins_serve.calibration.options import Basis, Option, each_label, live_cosine, options, worth_trying
+from reins_serve.calibration.options import Basis, Option, bases, live_cosine, options, worth_trying
 from reins_serve.calibration.report import write_html
 from reins_serve.calibration.trials import Choice, Evaluation, Progress, choose, evaluate
 from reins_serve.calibration.workers import entry_of
@@ -82,14 +81,9 @@ def recalibrate(
     stored = collect(config, root, progress)
     if until == "collect":
         return Outcome(None, {})
-    judge = judges.load(config.judge)
-    mixed = config.seed if shuffle else None
     progress("fit", 0, 1)
-    labels = read_labels(stored, judge.name, judge.unsafe, mixed)
-    fitted = fit(root, stored, labels, live)
-    together = Basis(labels, fitted)
-    in_turn = any(tried.turns or tried.guards for tried in config.selection.tried) and len(labels.names) > 1
-    each = each_label(root, stored, judge.name, judge.unsafe, mixed, live) if in_turn else {}
+    together, each = bases(config, root, stored, config.seed if shuffle else None, live)
+    fitted = together.fitted
     progress("fit", 1, 1)
     best = max(fitted.layers, key=lambda layer: layer["auc"])
     report: dict[str, Any] = {

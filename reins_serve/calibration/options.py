@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reins_serve.calibration import judges
 from reins_serve.calibration.activations import StoredActivations
 from reins_serve.calibration.config import RecalibrateConfig, Tried
 from reins_serve.calibration.fit_stage import Fitted, Labels, fit, read_labels
@@ -57,6 +58,20 @@ class Option:
     def auc(self) -> float:
         """The least at its blocks."""
         return min(float(basis.layer(block)["auc"]) for basis, block in self.basis)
+
+
+def bases(
+    config: RecalibrateConfig, root: str, stored: StoredActivations, shuffle: int | None, live: Direction | None
+) -> tuple[Basis, dict[str, Basis]]:
+    """The fit of all labels together and, if there are several and any way of steering asks for them, each label's own.
+
+    Raises as `balanced` does.
+    """
+    judge = judges.load(config.judge)
+    labels = read_labels(stored, judge.name, judge.unsafe, shuffle)
+    together = Basis(labels, fit(root, stored, labels, live))
+    apart = any(tried.turns or tried.guards for tried in config.selection.tried) and len(labels.names) > 1
+    return together, each_label(root, stored, judge.name, judge.unsafe, shuffle, live) if apart else {}
 
 
 def each_label(

@@ -300,21 +300,24 @@ class Direction:
         Half of what is safe projects below the safe mean: with a margin a benign token is pushed less, or not at all.
         """
         statistics = self.meta.statistics[position]
-        return statistics.safe_mean - (0 if self._guards(position) else self.meta.margin * statistics.gap)
+        margin = self.meta.margin if self.guard(position) is None else 0.0
+        return statistics.safe_mean - margin * statistics.gap
+
+    def guard(self, position: int) -> Guard | None:
+        """What the block of `meta.blocks[position]` guards by; None where it pushes every clip."""
+        guard = self.meta.guard
+        return guard if guard is not None and self.meta.blocks[position] in guard.blocks else None
 
     def condition(self, position: int) -> tuple[float, float]:
         """Below which mean projection of a clip the block of `meta.blocks[position]` pushes, and how much further below in full.
 
         Infinite where it is no guard.
         """
-        guard, statistics = self.meta.guard, self.meta.statistics[position]
-        if guard is None or not self._guards(position):
+        guard, statistics = self.guard(position), self.meta.statistics[position]
+        if guard is None:
             return math.inf, 1.0
         short = guard.shortfall * statistics.gap
         return statistics.safe_mean - short, short
-
-    def _guards(self, position: int) -> bool:
-        return self.meta.guard is not None and self.meta.blocks[position] in self.meta.guard.blocks
 
 
 def _read_meta(data: bytes, source: str) -> DirectionMeta:

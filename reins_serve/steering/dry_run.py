@@ -6,7 +6,6 @@ steered. The dry run finds that in milliseconds, on the pipeline's device and in
 pipeline nor a generation that is running notices.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -76,7 +75,7 @@ def _hidden(direction: Direction, at: int) -> Tensor:
     statistics, d = direction.meta.statistics[at], direction.vectors[at]
     random = torch.randn(TOKENS, len(d), generator=torch.Generator().manual_seed(0))
     h = statistics.ref_norm * torch.nn.functional.normalize(random, dim=1)
-    middle = direction.target(at) if direction.condition(at)[0] == math.inf else statistics.unsafe_mean
+    middle = direction.target(at) if direction.guard(at) is None else statistics.unsafe_mean
     wanted = middle + statistics.ref_norm * torch.linspace(-1, 1, TOKENS)
     return h + torch.outer(wanted - h @ d, d)
 

@@ -1,15 +1,12 @@
 """What is attacked: the set-point without its guards, and set-points of other fits at its blocks."""
 
 import numpy as np
-import pytest
 import torch
 
-from benchmarks import attack_ways
 from benchmarks.attack_ways import by_name, refits, unguarded
 from reins_serve.calibration.config import RecalibrateConfig
-from reins_serve.calibration.fit_stage import Labels
 from reins_serve.steering.direction import Direction, Guard
-from tests.calibration.test_options import basis
+from tests.calibration.test_options import EACH, basis
 
 EASY = Direction.load("directions/embedded/setpoint.safetensors")
 HARD = RecalibrateConfig.load("directions/embedded-hard/recalibrate.yaml")
@@ -36,17 +33,12 @@ def test_without_its_guards_a_set_point_is_the_same_at_the_other_blocks() -> Non
     assert by_name({"a": ((row, 1.0),), "b": ((row, 1.0), (found, 1.0))}).keys() == {"row", "row-unguarded"}
 
 
-def test_refits_stand_at_the_blocks_of_what_ships_and_begin_with_either_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = Labels(("explosion", "spill"), {}, {})
-    monkeypatch.setattr(attack_ways, "collect", lambda *_: None)
-    monkeypatch.setattr(attack_ways, "read_labels", lambda *_: labels)
-    monkeypatch.setattr(attack_ways, "fit", lambda *_: basis(0).fitted)
-    monkeypatch.setattr(attack_ways, "each_label", lambda *_: {"explosion": basis(1), "spill": basis(2)})
+def test_refits_stand_at_the_blocks_of_what_ships_and_begin_with_either_label() -> None:
     width = basis(0).fitted.model.direction_.shape[1]
     row = a_row(5)
     base = row.meta.base.model_copy(update={"width": width})
     live = Direction.create(row.meta.model_copy(update={"base": base}), torch.eye(width)[:1].expand(5, -1))
-    found = refits(HARD, "", live)
+    found = refits(HARD, live, basis(0), EACH)
     assert [one.blocks for one in found] == [live.blocks] * 2
     assert [np.argmax(one.vectors, axis=1).tolist() for one in found] == [[1, 2, 1, 2, 1], [2, 1, 2, 1, 1]]
     assert all(one.meta.guard == live.meta.guard for one in found)

@@ -47,8 +47,6 @@ CACHES = {
         "options": {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": [-1, 1001]},
     },
 }
-
-
 GUARDED = {"operation": "setpoint", "branches": "cond", "guarded": True}
 
 

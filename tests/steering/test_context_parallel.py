@@ -3,6 +3,7 @@
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from tests.zoo.directions import direction
 from tests.zoo.everything import CASES, entry
 
 PROCESSES = 2
-WAYS: dict[str, dict[str, object]] = {
+WAYS: dict[str, dict[str, Any]] = {
     "none": {},
     "token": {"norm": "token"},
     "channel": {"norm": "channel"},
@@ -51,10 +52,7 @@ def one_of_two(rank: int, port: int, name: str, out: Path) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
     accelerator_shim()
     pipeline = CASES[name].build(0)
-    directions = {
-        way: direction(pipeline, seed, (1.0,) * len(changes["blocks"]) if "blocks" in changes else None, **changes)
-        for seed, (way, changes) in enumerate(WAYS.items())
-    }
+    directions = {way: direction(pipeline, seed, **changes) for seed, (way, changes) in enumerate(WAYS.items())}
     steering = attach(pipeline, model=entry(CASES[name]).name, directions=directions | {"live": directions["none"]})
     alone = {way: run(steering, name, way) for way in WAYS}
     accelerate(pipeline, TWO)

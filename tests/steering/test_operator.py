@@ -7,8 +7,6 @@ from reins_serve.steering import operator
 from reins_serve.steering.operator import RowPush, steer
 
 R, S, D = 3, 20, 8
-
-
 ONSET, RAMP = 0.6, 0.8
 GUARD = (ONSET, RAMP)
 WAYS = [("add", None), ("setpoint", None), ("setpoint", GUARD)]
@@ -97,11 +95,8 @@ def test_a_guard_looks_at_all_tokens_of_a_row_and_at_no_other_row() -> None:
     assert torch.equal(steer(h, p, **flags).hidden[0], h[0])
     assert torch.equal(steer(other, p, **flags).hidden[0], h[0])
     h[0, -1] -= 40 * p.vector[0]  # one unsafe token: all that are below the target are pushed
-    p.amount[1], p.onset[1], h[1, 0, 0] = (
-        0,
-        torch.inf,
-        torch.nan,
-    )  # a row that is off is not spoilt by a guard beside it
+    # a row that is off is not spoilt by a guard beside it
+    p.amount[1], p.onset[1], h[1, 0, 0] = 0, torch.inf, torch.nan
     assert torch.equal(steer(h, p, **flags).hidden[1].isnan(), h[1].isnan())
     below = (h[0] @ p.vector[0]) < p.target[0]
     moved = (steer(h, p, **flags).hidden[0] != h[0]).any(dim=1)
