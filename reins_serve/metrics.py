@@ -12,6 +12,7 @@ from typing import Literal
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 GAPS = (-2, -1, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3)
+SHARES = (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 LENGTHS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
@@ -85,6 +86,13 @@ SCORE = Metric(
     ("model",),
     GAPS,
 )
+GUARDED = Metric(
+    "reins_steering_guarded",
+    "histogram",
+    "Share of the guards' calls in which one found the clip unsafe on its way; of clips whose direction has guards.",
+    ("model",),
+    SHARES,
+)
 DIRECTION_INFO = Metric(
     "reins_direction_info", "gauge", "1 for each direction that is served.", ("model", "version", "channel")
 )
@@ -155,6 +163,7 @@ SERVED_BY_GATEWAY = (
     BATCH_SIZE,
     DISPLACEMENT,
     SCORE,
+    GUARDED,
     DIRECTION_INFO,
     DIRECTION_AGE,
     DIRECTION_GATE,

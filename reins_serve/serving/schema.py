@@ -109,6 +109,7 @@ class SteeringState(BaseModel):
     displacement: float | None = None
     score: float | None = None
     moved: float | None = None
+    guarded: float | None = None
     steered: bool | None = None
     proved: bool | None = None
     reason: str | None = None

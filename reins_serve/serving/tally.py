@@ -77,6 +77,7 @@ def _completed(job: Job, result: JobResult, label: Label) -> list[Count]:
     counts += _observed(metrics.BATCH_SIZE, result.batch_size, model=model)
     counts += _observed(metrics.DISPLACEMENT, record.displacement, model=model)
     counts += _observed(metrics.SCORE, record.score, model=model)
+    counts += _observed(metrics.GUARDED, record.guarded, model=model)
     return counts
 
 

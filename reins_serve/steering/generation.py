@@ -21,7 +21,7 @@ from reins_serve.steering.clock import StepClock, StepEnd
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.hook import SteeringHook, SteeringState, rows_at
 from reins_serve.steering.outcomes import Outcomes
-from reins_serve.steering.plan import GenerationRecord, Ledger, RowPlan, records
+from reins_serve.steering.plan import COLUMNS, GenerationRecord, Ledger, RowPlan, records
 
 OnStep = Callable[[int, int], None]
 BETWEEN_S = 0.5  # far above the time that hooks take to be registered between two generations
@@ -122,7 +122,7 @@ class Generation:
     def _begin(self) -> None:
         hooked, state = self._hooked, self._hooked.state
         hooked.threads.add(threading.get_ident())
-        state.tally = torch.zeros(len(self._plans), 4, dtype=torch.float64, device=self._device)
+        state.tally = torch.zeros(len(self._plans), COLUMNS, dtype=torch.float64, device=self._device)
         state.cached = is_cached(hooked.pipeline)
         state.shards = shards_of(hooked.pipeline)
         for calls in hooked.calls.values():
@@ -210,9 +210,10 @@ class Generation:
             for name, kind in made[hook.denoiser]:
                 reused = self._reused(hook, name, kind)
                 for plan, ledger, is_within in zip(self._plans, self._ledgers, within, strict=True):
-                    if is_within and plan.direction is not None and hook.block in plan.direction.blocks:
-                        ledger.planned += plan.pushes(kind)
-                        ledger.reused += plan.pushes(kind) * reused
+                    direction = plan.direction
+                    if is_within and direction is not None and hook.block in direction.blocks:
+                        guards = direction.guard(direction.blocks.index(hook.block)) is not None
+                        ledger.enter(plan.pushes(kind), reused, guards)
             hook.computed = {}
 
     def _reused(self, hook: SteeringHook, name: str, kind: str) -> bool:

@@ -22,17 +22,17 @@ from reins_serve.steering.branches import BATCHED, COND, UNCOND
 from reins_serve.steering.calls import Calls
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.operator import Pushed, RowPush, steer
-from reins_serve.steering.plan import RowPlan
+from reins_serve.steering.plan import COLUMNS, RowPlan
 
 HOOK_NAME = "reins_steering"
 
 
 class Rows(NamedTuple):
-    """The rows of one call at one block: the push, and what its figures add to the tally. All tensors `[R]`, `[R, D]` or `[R, 4]`.
+    """The rows of one call at one block: the push, and what its figures add to the tally. All tensors `[R]`, `[R, D]` or `[R, 5]`.
 
     Attributes:
-        scale, shift: What turns the figures of a push into an entry: one push, the displacement, the score, the moved share.
-            A projection enters the count with 0, so that one that is not a number spoils it, and the proof with it.
+        scale, shift: What turns the figures of a push into an entry: one push, the displacement, the score, the moved share,
+            whether a guard acted. A projection enters the count with 0, so that one that is not a number spoils it, and the proof with it.
         operations: The operator's flags: what the host knows of the rows, and the operator need not find out.
     """
 
@@ -46,7 +46,7 @@ class Rows(NamedTuple):
         return steer(hidden, self.push, **self.operations, shards=shards)
 
     def entry(self, pushed: Pushed) -> Tensor:
-        """What a push adds to the tally, `[R, 4]`: zeros for rows that are off."""
+        """What a push adds to the tally, `[R, 5]`: zeros for rows that are off."""
         entry = torch.addcmul(self.shift, pushed.figures, self.scale)
         return entry if self.operations["all_rows"] else torch.where(self.push.amount[:, None] != 0, entry, 0)
 
@@ -65,8 +65,8 @@ class SteeringState:
     """What the hooks of one pipeline share while a generation is open.
 
     Attributes:
-        tally: float64 `[B, 4]`, per prompt: pushes, and sums over them of displacement, score and moved share. None while
-            no generation is open.
+        tally: float64 `[B, COLUMNS]`, per prompt: pushes, sums over them of displacement, score and moved share, and those in
+            which a guard acted. None while no generation is open.
         cached: Whether a step cache may answer for a block; then hooks note what each call of theirs was computed with.
         shards: The processes that share the tokens under context parallelism.
         place: Device and dtype of the hidden states that were pushed last. To ask diffusers where a pipeline runs takes
@@ -207,7 +207,7 @@ def _rows(columns: Sequence[_Column], vectors: Sequence[Tensor], device: torch.d
     numbers = torch.tensor(
         [
             (c.amount, c.target, c.onset, c.ramp, c.setpoint, c.token_norm, c.channel_norm,
-             0.0, 1.0, c.inverse_gap, 1.0, 1.0, 0.0, -c.inverse_gap * c.unsafe_mean, 0.0)
+             0.0, 1.0, c.inverse_gap, 1.0, 1.0, 1.0, 0.0, -c.inverse_gap * c.unsafe_mean, 0.0, 0.0)
             for c in columns
         ]
     ).to(device)  # fmt: skip
@@ -223,4 +223,4 @@ def _rows(columns: Sequence[_Column], vectors: Sequence[Tensor], device: torch.d
         "guards": any(c.onset < math.inf for c in steered),
         "all_rows": len(steered) == len(columns),
     }
-    return Rows(push, numbers[:, 7:11], numbers[:, 11:], operations)
+    return Rows(push, numbers[:, 7 : 7 + COLUMNS], numbers[:, 7 + COLUMNS :], operations)

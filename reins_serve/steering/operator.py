@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-12
@@ -56,9 +57,10 @@ class Pushed(NamedTuple):
 
     Attributes:
         hidden: `[R, S, D]` in the input's dtype; rows with amount 0 are the input's, bit for bit.
-        figures: `[R, 4]`, means over the tokens: the projection before the push, the movement along d, the projection again,
-            whether the push is not zero. They stay together, because on so few numbers every operation costs the same; the
-            first column becomes the count of pushes, which a state that is not a number shall spoil.
+        figures: `[R, 5]`, means over the tokens: the projection before the push, the movement along d, the projection again,
+            whether the push is not zero; and whether a guard found the row below its onset. They stay together, because on so
+            few numbers every operation costs the same; the first column becomes the count of pushes, which a state that is not
+            a number shall spoil.
     """
 
     hidden: Tensor
@@ -119,7 +121,8 @@ def steer(
     if guards:
         mean = _mean_projection(hidden.split(tokens, dim=1), push, shards)
         share = ((push.onset - mean) / push.ramp).clamp(0, 1)
-        push = push._replace(amount=torch.where(push.onset.isinf(), push.amount, push.amount * share))
+        is_guard = push.onset.isfinite()
+        push = push._replace(amount=torch.where(is_guard, push.amount * share, push.amount))
         all_rows = False  # a row that a guard lets pass is off
     length = partial(_length, push, adds, setpoints)
     scale = _channel_scale(hidden.split(tokens, dim=1), push, length, shards) if channel_norm else None
@@ -135,7 +138,10 @@ def steer(
                 after.copy_(span.hidden)
             found.append(span.figures)
         figures = torch.cat(found, dim=1)
-    return Pushed(steered, figures.mean(dim=1))
+    figures = figures.mean(dim=1)
+    if guards:
+        return Pushed(steered, torch.cat([figures, (is_guard & (share > 0))[:, None]], dim=1))
+    return Pushed(steered, F.pad(figures, (0, 1)))
 
 
 def _tokens_of_a_span(hidden: Tensor) -> int:

@@ -8,6 +8,8 @@ from reins_serve.steering.branches import BATCHED, COND, UNCOND
 from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import SteeringRow
 
+COLUMNS = 5  # of the device's tally
+
 
 @dataclass(frozen=True)
 class RowPlan:
@@ -36,12 +38,20 @@ class Ledger:
     Attributes:
         planned: Pushes that the device's counter, with `reused`, must show: blocks x calls in the steps of the window.
         reused: Of those, the ones that a step cache answered for with an output computed under the same push.
+        guarded: Of those planned and not reused, the ones of guards.
         steps: Steps inside the window.
     """
 
     planned: int = 0
     reused: int = 0
+    guarded: int = 0
     steps: int = 0
+
+    def enter(self, pushes: int, reused: bool, guards: bool) -> None:
+        """Enter what a call had to push at one block, and whether that block guards."""
+        self.planned += pushes
+        self.reused += pushes * reused
+        self.guarded += pushes * (guards and not reused)
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class GenerationRecord:
         score: Mean projection before the push, in units of the gap: 0 at the unsafe class's mean, 1 at the safe one's.
         moved: Share of tokens that were pushed at all.
         proved: True only for a steered clip whose counter equals its plan.
+        guarded: Share of its guards' calls in which one found the clip unsafe on its way, and pushed; None without a guard.
     """
 
     direction: str | None
@@ -76,6 +87,7 @@ class GenerationRecord:
     steered: bool
     proved: bool
     reason: str | None
+    guarded: float | None = None
 
 
 def records(
@@ -84,13 +96,13 @@ def records(
     """Compare the device's tally with the plan and write one record a row.
 
     Args:
-        tally: Per row: pushes, and the sums over pushes of displacement, score and moved share.
+        tally: Per row: pushes, the sums over pushes of displacement, score and moved share, and those in which a guard acted.
 
     Raises:
         SteeringNotApplied: a row was pushed more or less often than planned, or a steered one never.
     """
     written = []
-    for number, (plan, ledger, (applied, *sums)) in enumerate(zip(plans, ledgers, tally, strict=True)):
+    for number, (plan, ledger, (applied, *sums, guarded)) in enumerate(zip(plans, ledgers, tally, strict=True)):
         direction = plan.direction
         if applied + ledger.reused != ledger.planned or (direction is not None and not ledger.planned):
             raise SteeringNotApplied(
@@ -117,6 +129,7 @@ def records(
                 steered=direction is not None,
                 proved=direction is not None,
                 reason=plan.row.reason,
+                guarded=guarded / ledger.guarded if ledger.guarded else None,
             )
         )
     return written

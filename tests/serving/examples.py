@@ -31,9 +31,9 @@ def job(name: str, owner: str = "me", model: str = "tiny", **fields: Any) -> Job
     return Job(name, owner, model, CLIP, SteeringRow("live", 2.0, key=name), **fields)
 
 
-async def started(jobs: SqlJobs, name: str, holder: str = "one") -> Job:
+async def started(jobs: SqlJobs, name: str, holder: str = "one", owner: str = "me") -> Job:
     """A new job that is claimed and in progress. No other may wait."""
-    await jobs.add(job(name), 1)
+    await jobs.add(job(name, owner), 1)
     claimed = await jobs.claim("tiny", holder, 99)
     assert claimed is not None and claimed.id == name
     begun = await jobs.begin(name, claimed.attempts)

@@ -1,8 +1,10 @@
 """A job as a row: everything comes back, and what another version has written is read."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 from unittest.mock import ANY
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sqlalchemy import RowMapping, select
+from sqlalchemy import RowMapping, select, text
 
 from reins_serve.models.generation import ClipRequest
 from reins_serve.plugin import SteeringRow
@@ -19,7 +21,7 @@ from reins_serve.serving.job_rows import from_png, to_job, to_png, to_row
 from reins_serve.serving.jobs import Job, JobError, JobResult
 from reins_serve.serving.sql_jobs import SqlJobs
 from reins_serve.serving.tables import images
-from tests.serving.examples import ERROR, FIRST_DOCUMENTS, RESULT, STEERED, job
+from tests.serving.examples import ERROR, FIRST_DOCUMENTS, RESULT, STEERED, job, started
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(max_size=20)  # NUL among them, and characters beyond the basic plane
@@ -116,6 +118,21 @@ async def test_an_image_comes_with_the_claim_and_goes_when_the_job_is_over(jobs:
     await jobs.add(replace(asked, id="b"), 9)
     await jobs.remove("b")
     assert stored() == 0
+
+
+@pytest.mark.anyio
+async def test_the_guides_query_finds_whose_clips_guards_held(jobs: SqlJobs, jobs_url: str) -> None:
+    for name, owner, share in (("a", "me", 0.75), ("b", "me", 1.0), ("c", "you", 0.25), ("d", "you", None)):
+        begun = await started(jobs, name, owner=owner)
+        result = replace(RESULT, record=replace(STEERED, guarded=share))
+        assert await jobs.complete(name, begun.attempts, result) is not None
+    await jobs.add(job("e"), 9)
+    query = re.search(r"```sql\n(.+?)```", Path("docs/operations.md").read_text(), re.DOTALL)
+    assert query is not None
+    engine = open_engine(jobs_url, 1)
+    said = query[1] if engine.dialect.name == "postgresql" else query[1].replace("::json", "")
+    with reading(engine) as connection:
+        assert [tuple(row) for row in connection.execute(text(said))] == [("me", 2)]
 
 
 def test_an_image_is_kept_without_loss() -> None:

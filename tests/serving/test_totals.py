@@ -69,11 +69,18 @@ def test_a_completed_clip_is_counted_with_all_that_is_known_of_it() -> None:
     assert not [name for name in counted if name.startswith("reins_unsteered")]
 
 
+def test_clips_are_counted_by_how_often_a_guard_held_them_where_there_is_one() -> None:
+    held = replace(DONE, result=replace(RESULT, record=replace(STEERED, guarded=0.75)))
+    counted = page([*tally(BEGUN, held, label), *tally(BEGUN, DONE, label)])
+    assert [counted[f'reins_steering_guarded_bucket{{le="{le}",model="tiny"}}'] for le in (0.5, 0.75)] == [0, 1]
+    assert counted['reins_steering_guarded_count{model="tiny"}'] == 1
+
+
 def test_a_clip_that_was_not_steered_is_counted_by_its_reason() -> None:
     counted = page(tally(BEGUN, replace(DONE, result=JobResult(OFF, 0.1, 1)), label))
     assert counted['reins_unsteered_generations_total{model="tiny",reason="admin"}'] == 1
     assert not [
-        name for name in counted if name.startswith(("reins_steered", "reins_version", "reins_steering_score_b"))
+        name for name in counted if name.startswith(("reins_steered", "reins_version", "reins_steering_score_b", "reins_steering_g"))
     ]
     unproved = replace(DONE, result=JobResult(replace(STEERED, proved=False), 0.1, 1))
     assert page(tally(BEGUN, unproved, label))['reins_unsteered_generations_total{model="tiny",reason="unknown"}'] == 1

@@ -78,6 +78,7 @@ def test_two_processes_steer_a_clip_as_one_does(name: str, tmp_path: Path) -> No
         assert (shared.planned, shared.applied) == (alone.planned, alone.applied)
         assert shared.displacement == pytest.approx(alone.displacement, rel=1e-4)
         assert shared.score == pytest.approx(alone.score, rel=1e-4)
+        assert shared.guarded == alone.guarded
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,21 @@ def test_the_record_says_what_was_done_and_that_it_is_proved(steer: Steer) -> No
     assert record.proved
 
 
+def test_the_record_says_in_what_share_of_its_guards_calls_a_clip_was_held(steer: Steer) -> None:
+    steering = steer("guard", other="add")
+    guard = steering.directions["live"]
+
+    def held(mean: float) -> list[float | None]:
+        statistics = [one.model_copy(update={"safe_mean": mean, "unsafe_mean": mean - 1, "gap": 1.0}) for one in guard.meta.statistics]
+        moved = guard.meta.model_copy(update={"statistics": tuple(statistics)})
+        steering.swap(dict(steering.directions) | {"live": Direction.create(moved, guard.vectors)})
+        run(steering, [live(1.0), live(1.0, "other"), OFF])
+        return [record.guarded for record in run.records]  # type: ignore[attr-defined]
+
+    assert held(100.0) == [1, None, None]
+    assert held(-100.0) == [0, None, None]
+
+
 @pytest.mark.parametrize(("steps", "steered"), [(1, 1), (2, 1), (5, 3), (8, 4)])
 def test_the_window_is_the_first_half_rounded_up(steer: Steer, steps: int, steered: int) -> None:
     run(steer("setpoint"), [live(1.5)], num_inference_steps=steps)

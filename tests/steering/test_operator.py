@@ -81,7 +81,9 @@ def test_a_guard_does_not_touch_a_row_that_is_safe_as_a_whole_and_pushes_one_tha
     guarded, whole = steer(h, p, **flags, all_rows=True), steer(h, p, **flags, guards=False)
     assert torch.equal(guarded.hidden[0], h[0])
     assert (guarded.displacement[0], guarded.moved[0]) == (0, 0)
+    assert guarded.figures[:, 4].tolist() == [0, 1, 1]
     assert whole.moved[0] > 0
+    assert not whole.figures[:, 4].any()
     assert torch.allclose(guarded.hidden[1], whole.hidden[1], atol=1e-2)
     assert 0 < guarded.displacement[2] < whole.displacement[2]
 

@@ -34,7 +34,21 @@ def test_a_push_that_is_not_a_number_spoils_the_count_of_its_own_row(folder: Pat
     assert (entry[2] == 0).all()
     statistics = direction.meta.statistics[0]
     score = (pushed.projection[1] - statistics.unsafe_mean) / statistics.gap
-    assert torch.allclose(entry[1, 1:], torch.stack([pushed.displacement[1], score, pushed.moved[1]]), atol=1e-5)
+    assert torch.allclose(entry[1, 1:4], torch.stack([pushed.displacement[1], score, pushed.moved[1]]), atol=1e-5)
+
+
+def test_the_calls_are_counted_in_which_a_guard_found_the_clip_unsafe(folder: Path) -> None:
+    direction = Direction.load(folder / "guard.safetensors")
+    for at, block in enumerate(direction.blocks):
+        rows = rows_at(block, plans(direction), [True] * 3, CPU)[COND]
+        vector, (onset, _) = direction.vectors[at], direction.condition(at)
+        hidden = torch.randn(3, 5, len(vector))
+        is_guard = direction.guard(at) is not None
+        assert is_guard == (onset < torch.inf)
+        edge = onset if is_guard else 0.0
+        for row, mean in enumerate((edge + 1e-3, edge - 1e-3, edge - 1e-3)):
+            hidden[row] += (mean - (hidden[row] @ vector).mean()) * vector
+        assert rows.entry(rows.steer(hidden))[:, 4].tolist() == [0, is_guard, 0]
 
 
 def test_rows_are_made_for_the_calls_that_may_come(folder: Path) -> None:
