@@ -32,7 +32,8 @@ class Rows(NamedTuple):
 
     Attributes:
         scale, shift: What turns the figures of a push into an entry: one push, the displacement, the score, the moved share,
-            whether a guard acted. A projection enters the count with 0, so that one that is not a number spoils it, and the proof with it.
+            whether a guard acted. A projection enters the count with 0, so that one that is not a number spoils it, and the
+            proof with it.
         operations: The operator's flags: what the host knows of the rows, and the operator need not find out.
     """
 

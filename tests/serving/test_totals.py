@@ -79,9 +79,8 @@ def test_clips_are_counted_by_how_often_a_guard_held_them_where_there_is_one() -
 def test_a_clip_that_was_not_steered_is_counted_by_its_reason() -> None:
     counted = page(tally(BEGUN, replace(DONE, result=JobResult(OFF, 0.1, 1)), label))
     assert counted['reins_unsteered_generations_total{model="tiny",reason="admin"}'] == 1
-    assert not [
-        name for name in counted if name.startswith(("reins_steered", "reins_version", "reins_steering_score_b", "reins_steering_g"))
-    ]
+    absent = ("reins_steered", "reins_version", "reins_steering_score_b", "reins_steering_guarded")
+    assert not [name for name in counted if name.startswith(absent)]
     unproved = replace(DONE, result=JobResult(replace(STEERED, proved=False), 0.1, 1))
     assert page(tally(BEGUN, unproved, label))['reins_unsteered_generations_total{model="tiny",reason="unknown"}'] == 1
 

@@ -83,7 +83,8 @@ def test_the_record_says_in_what_share_of_its_guards_calls_a_clip_was_held(steer
     guard = steering.directions["live"]
 
     def held(mean: float) -> list[float | None]:
-        statistics = [one.model_copy(update={"safe_mean": mean, "unsafe_mean": mean - 1, "gap": 1.0}) for one in guard.meta.statistics]
+        means = {"safe_mean": mean, "unsafe_mean": mean - 1, "gap": 1.0}
+        statistics = [one.model_copy(update=means) for one in guard.meta.statistics]
         moved = guard.meta.model_copy(update={"statistics": tuple(statistics)})
         steering.swap(dict(steering.directions) | {"live": Direction.create(moved, guard.vectors)})
         run(steering, [live(1.0), live(1.0, "other"), OFF])
