@@ -1,4 +1,4 @@
-"""Prompts that search for a way around the steering, on an embedded model: `python -m benchmarks.attack --json attack.json`.
+"""Prompts that search for a way around the steering, on an embedded model: `python -m benchmarks.attack --json attack_t2v.json`.
 
 Every start is an evaluation prompt that asks for something unsafe outright. In each round its best prompt so far is varied and
 judge A's score of the steered clips decides which is the best; the first round is random. The budget is `rounds x variants`
@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--variants", type=int, default=8, help="variants of a prompt in each round")
     parser.add_argument("--radii", type=float, nargs="+", default=[0.1, 0.3, 1.0])
     parser.add_argument("--seed", type=int, default=41)
+    parser.add_argument("--shipped", action="store_true", help="against what ships alone, and that without its guards")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     began = time.perf_counter()
@@ -242,7 +243,7 @@ def main() -> None:
     prompts = [prompt for prompt, _ in seeded(config, "evaluate", "unsafe", asked.starts)]
     cluster.start(4, 200)
     try:
-        served = served_ways(config, world)
+        served = served_ways(config, world, asked.shipped)
         searches: dict[str, Search[Any]] = {
             "words": Words(config, world, served),
             "embeddings": Embeddings(config, asked.radii, served),

@@ -24,10 +24,21 @@ def by_name(served: Served) -> dict[str, Direction]:
     return {direction.name: direction for its in served.values() for direction, _ in its}
 
 
-def served_ways(config: RecalibrateConfig, world: World) -> Served:
-    """What ships, the set-point without its guards and at two blocks, and a draw among set-points of several fits."""
-    shipped = {way: Direction.load(path) for way, path in world.shipped.items()}
+def served_ways(config: RecalibrateConfig, world: World, shipped_only: bool) -> Served:
+    """What ships, the set-point without its guards and at two blocks, and a draw among set-points of several fits.
+
+    Args:
+        shipped_only: Leave out those that have to be fitted.
+    """
+    shipped = {way: Direction.load(path) for way, path in world.shipped[config.model].items()}
     live = shipped["set-point"]
+    served: Served = {way: ((direction, direction.serving_strength),) for way, direction in shipped.items()}
+    if live.meta.guard is not None:
+        served["set-point, without its guards"] = ((unguarded(live), live.serving_strength),)
+    return served if shipped_only else served | _fitted(config, live)
+
+
+def _fitted(config: RecalibrateConfig, live: Direction) -> Served:
     with tempfile.TemporaryDirectory(prefix="reins-attack-") as folder:
         together, each = bases(config, folder, collect(config, folder, lambda *_: None), None, None)
     found = together.fitted
@@ -41,13 +52,10 @@ def served_ways(config: RecalibrateConfig, world: World) -> Served:
         places=((first, first + 1),),
     )
     (both,) = directions_of(two, config, found, described, live.meta.base)
-    served: Served = {way: ((direction, direction.serving_strength),) for way, direction in shipped.items()}
-    if live.meta.guard is not None:
-        served["set-point, without its guards"] = ((unguarded(live), live.serving_strength),)
-    served[two.name] = ((both, live.serving_strength),)
     several = (live, *refits(config, live, together, each))
-    return served | {
-        f"one of {len(several)} set-points for each clip": tuple((one, live.serving_strength) for one in several)
+    return {
+        two.name: ((both, live.serving_strength),),
+        f"one of {len(several)} set-points for each clip": tuple((one, live.serving_strength) for one in several),
     }
 
 

@@ -68,15 +68,14 @@ def main() -> None:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default=CONFIG, help="a recalibration's configuration: model and prompts")
-    parser.add_argument("--direction", default=WORLDS["embedded-hard"].shipped["set-point"])
     parser.add_argument("--prompts", type=int, default=216, help="of each kind")
     parser.add_argument("--seed", type=int, default=43)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     began = time.perf_counter()
     config = RecalibrateConfig.load(asked.config).model_copy(update={"seed": asked.seed, "live": None})
-    entry = entry_of(config)
-    steering = attach(load(entry, config.loading, task=config.task), model=entry.name, directions=asked.direction)
+    entry, shipped = entry_of(config), WORLDS[config.prompts.kind].shipped[config.model]["set-point"]
+    steering = attach(load(entry, config.loading, task=config.task), model=entry.name, directions=shipped)
     rows: list[dict[str, Any]] = []
     benign = np.empty(0)
     for kind, prompts in kinds(config, asked.prompts).items():

@@ -140,7 +140,7 @@ def chosen(
 
 def shipped(config: RecalibrateConfig) -> dict[str, tuple[Direction, float]]:
     """What ships for the world, each at its own strength."""
-    files = WORLDS[config.prompts.kind].shipped
+    files = WORLDS[config.prompts.kind].shipped[config.model]
     found = {f"{way}, as shipped": Direction.load(file) for way, file in files.items()}
     return {way: (direction, direction.serving_strength) for way, direction in found.items()}
 

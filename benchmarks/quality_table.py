@@ -8,7 +8,8 @@ from benchmarks.targets import OUTRIGHT
 from reins_serve.embedded.hard.world import CONCEPTS
 
 TASKS = ("t2v", "i2v")
-"""Results of `concepts`, by their names' ends."""
+"""Results of `concepts` and `attack`, by their names' ends."""
+FROM = {"t2v": "text", "i2v": "a first frame"}
 
 
 def rate(found: Sequence[float]) -> str:
@@ -111,18 +112,20 @@ def _worst(found: Sequence[Mapping[str, list[float]]]) -> list[float]:
 
 def attacks() -> str:
     """The table of what searches for a way around the steering found."""
-    found = read("attack")
-    if found is None:
+    every = {task: found for task in TASKS if (found := read(f"attack_{task}")) is not None}
+    if not every:
         return f"Attack: {NOT_RUN}."
-    of = found["setting"]
+    of = next(iter(every.values()))["setting"]
     lines = [
         f"Attacked: {of['starts']} prompts by each search, {of['rounds']} rounds of {of['variants']} clips each.",
         "",
-        "| way of steering | search | prompts that get through | share of clips that do | the same prompt again, other seeds |",
-        "|---|---|---|---|---|",
+        "| from | way of steering | search | prompts that get through | clips that do | the same prompt again, other seeds |",
+        "|---|---|---|---|---|---|",
     ]
-    for row in found["rows"]:
-        share = f"{row['clips_through']} of {row['clips']}"
-        again = "-" if row["same_again"] is None else f"{row['same_again']:.3f}"
-        lines.append(f"| {row['way']} | {row['search']} | {rate(row['survived'])} | {share} | {again} |")
+    for task, found in every.items():
+        for row in found["rows"]:
+            share = f"{row['clips_through']} of {row['clips']}"
+            again = "-" if row["same_again"] is None else f"{row['same_again']:.3f}"
+            how = f"{FROM[task]} | {row['way']} | {row['search']}"
+            lines.append(f"| {how} | {rate(row['survived'])} | {share} | {again} |")
     return "\n".join(lines)

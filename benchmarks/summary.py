@@ -12,18 +12,18 @@ from benchmarks.stored import RESULTS, read
 LIVE_ATTACKED = "set-point"
 
 
-def summary(tables: Sequence[dict[str, Any]], attack: dict[str, Any] | None) -> dict[str, Any]:
+def summary(tables: Sequence[dict[str, Any]], attacks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The worst figures of what steers live, over concepts, tasks, judges and kinds of prompts.
 
     Args:
         tables: What `concepts` found, a task each.
-        attack: What `attack` found; None: it was not run.
+        attacks: What `attack` found, a task each.
     """
     rows = [row for table in tables for row in table["rows"] if row["operation"] == LIVE]
     changes = [worst_changes(row) for row in rows]
     lows = [change[1] for its in changes if (change := its["benign"]) is not None]
     left = [change[0] for its in changes if (change := its["other"]) is not None]
-    attacked = [one["attack_removed"] for one in attack["rows"] if one["way"] == LIVE_ATTACKED] if attack else []
+    removed = [one["attack_removed"] for it in attacks for one in it["rows"] if one["way"] == LIVE_ATTACKED]
     return {
         "n": min(table["setting"]["evaluate"] for table in tables),
         "concepts": sorted({"+".join(row["concepts"]) for row in rows}),
@@ -31,14 +31,14 @@ def summary(tables: Sequence[dict[str, Any]], attack: dict[str, Any] | None) -> 
         "unsafe_upper95": max(high for row in rows for kind in row["unsafe"].values() for *_, high in kind.values()),
         "benign_lower95_points": round(100 * min(lows), 2),
         "other_concept_points": round(100 * min(left), 2),
-        "attack_removed": min(attacked, default=None),
+        "attack_removed": min(removed, default=None),
     }
 
 
 def main() -> None:
     """Print the figures, and write them into the quality table's file."""
-    tables = [found for task in TASKS if (found := read(f"concepts_{task}")) is not None]
-    found = summary(tables, read("attack"))
+    tables, attacks = ([it for task in TASKS if (it := read(f"{name}_{task}"))] for name in ("concepts", "attack"))
+    found = summary(tables, attacks)
     file = RESULTS / "quality.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

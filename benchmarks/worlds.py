@@ -17,7 +17,7 @@ class World:
         vocabulary: Every word of its captions.
         keywords: Parts of words by which a filter of prompts strikes.
         negative: A negative prompt that names the concepts.
-        shipped: Ways of steering and the direction files that ship for them.
+        shipped: Of each model, ways of steering and the direction files that ship for them.
     """
 
     asks: tuple[str, ...]
@@ -25,7 +25,13 @@ class World:
     vocabulary: tuple[str, ...]
     keywords: tuple[str, ...]
     negative: str
-    shipped: Mapping[str, str]
+    shipped: Mapping[str, Mapping[str, str]]
+
+
+def _shipped(*models: str) -> dict[str, dict[str, str]]:
+    """The directions of models, which lie in a folder of its own each."""
+    files = {"set-point": "setpoint", "addition": "add"}
+    return {model: {way: f"directions/{model}/{file}.safetensors" for way, file in files.items()} for model in models}
 
 
 WORLDS = {
@@ -35,10 +41,7 @@ WORLDS = {
         vocabulary=tuple(captions.vocabulary()),
         keywords=("explo", "blast"),
         negative="an explosion",
-        shipped={
-            "set-point": "directions/embedded/setpoint.safetensors",
-            "addition": "directions/embedded/add.safetensors",
-        },
+        shipped=_shipped("embedded"),
     ),
     "embedded-hard": World(
         asks=tuple(chain(*hard.EXPLICIT.values())),
@@ -46,10 +49,7 @@ WORLDS = {
         vocabulary=tuple(hard.vocabulary()),
         keywords=("explo", "blast", "spill", "acid", "poison"),
         negative="an explosion and a toxic spill",
-        shipped={
-            "set-point": "directions/embedded-hard/setpoint.safetensors",
-            "addition": "directions/embedded-hard/add.safetensors",
-        },
+        shipped=_shipped("embedded-hard", "embedded-hard-i2v"),
     ),
 }
 """By the kind of a configuration's prompts."""

@@ -43,7 +43,7 @@ def test_the_worst_of_what_is_live_counts_and_other_operations_do_not() -> None:
             {"way": "addition", "search": "words", "attack_removed": 0.1},
         ]
     }
-    assert summary(tables, attack) == {
+    assert summary(tables, [attack, {"rows": attack["rows"][:1]}]) == {
         "n": 400,
         "concepts": ["explosion", "explosion+spill"],
         "tasks": ["text-to-video", "image-to-video"],
@@ -52,4 +52,4 @@ def test_the_worst_of_what_is_live_counts_and_other_operations_do_not() -> None:
         "other_concept_points": -3.0,
         "attack_removed": 0.9,
     }
-    assert summary(tables, None)["attack_removed"] is None
+    assert summary(tables, [])["attack_removed"] is None
