@@ -35,7 +35,7 @@ ADMIN_KEY = "an admin key for tests"
 def test_every_command_says_whether_it_was_run() -> None:
     assert len(COMMANDS) == GUIDE.count("```bash") > 0
     assert [text for text in COMMANDS if not text.startswith((RUN + "\n", NOT_RUN))] == []
-    assert {language for language, _ in BLOCKS} == {"bash", "yaml"}
+    assert {language for language, _ in BLOCKS} == {"bash", "yaml", "sql"}
 
 
 @needs_promtool
