@@ -17,7 +17,7 @@ import pytest
 from benchmarks.monitored import Prometheus, Server, monitored, wait
 from reins_serve.rollout.storage import DirectionStore
 from reins_serve.serving.config import hash_key
-from reins_serve.steering.direction import Direction
+from reins_serve.steering.direction import Direction, Guard
 from tests.monitoring.names import queries
 from tests.serving.local import create
 from tests.serving.ports import free_port
@@ -33,8 +33,18 @@ pytestmark = [
 ADMIN_KEY = "an admin key for tests"
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 SAID: dict[str, Any] = {"why": "a test", "override": "it is one"}
-SHIPPED = Path("directions/embedded")
 COMPLETED = 'reins:generations:total{outcome="completed"}'
+
+
+def guarded(direction: Direction) -> Direction:
+    """The same, guarding at its own block, so that there are figures of guards."""
+    return Direction.create(
+        direction.meta.model_copy(update={"guard": Guard(blocks=direction.blocks, shortfall=0.25)}), direction.vectors
+    )
+
+
+SETPOINT, ADD = (Direction.load(f"directions/embedded/{name}.safetensors") for name in ("setpoint", "add"))
+VERSIONS = {"v1": guarded(SETPOINT), "v2": ADD}
 
 
 @dataclass
@@ -76,7 +86,8 @@ class World:
             if version is None:
                 self.unsteered += 1
             else:
-                assert video["steering"]["sha256"] == DIGEST[version]
+                assert video["steering"]["sha256"] == VERSIONS[version].sha256
+                assert (video["steering"]["guarded"] is not None) == (VERSIONS[version].meta.guard is not None)
                 self.steered[version] += 1
 
     def client(self) -> httpx.Client:
@@ -101,9 +112,6 @@ class World:
         assert values == sorted(values)
 
 
-DIGEST = {f"v{n}": Direction.load(SHIPPED / f"{name}.safetensors").sha256 for n, name in ((1, "setpoint"), (2, "add"))}
-
-
 def over(http: httpx.Client, job: dict[str, Any]) -> dict[str, Any] | None:
     """The video object once its job has ended; None also while the server does not answer."""
     try:
@@ -118,8 +126,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A server that follows a store whose first version is live, and a Prometheus, both just started."""
     folder = tmp_path_factory.mktemp("monitored")
     store = DirectionStore(str(folder / "store"))
-    for name in ("setpoint", "add"):
-        store.publish(Direction.load(SHIPPED / f"{name}.safetensors"), who="ann", why="a test")
+    for direction in VERSIONS.values():
+        store.publish(direction, who="ann", why="a test")
     store.promote("embedded", "1", who="ann", **SAID)
     model = {"name": "embedded", "store": store.url, "torch_threads": 1, "max_batch_size": 4, "num_cpus": 0}
     config = {
@@ -159,7 +167,7 @@ def test_a_swap_is_visible(world: World) -> None:
 
         def everywhere() -> bool:
             (listed,) = http.get("/v1/directions").json()["data"]
-            return [r["live"] for r in listed["serving"]["replicas"]] == [DIGEST["v2"]]
+            return [r["live"] for r in listed["serving"]["replicas"]] == [VERSIONS["v2"].sha256]
 
         wait(everywhere)
     world.generate(3, "v2")
