@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.machine import describe
 from benchmarks.output import say, show
 from benchmarks.quality import CONFIG
-from benchmarks.rewriting import rewritten_each
+from benchmarks.rewriting import rewritten_each, shuffled
 from benchmarks.targets import Seeded
 from benchmarks.worlds import WORLDS
 from reins_serve.calibration.config import RecalibrateConfig
@@ -43,12 +43,10 @@ HELD = 0.5
 def kinds(config: RecalibrateConfig, n: int) -> dict[str, list[Seeded]]:
     """`n` prompts of each kind with their seeds."""
     benign, hints, asks = (seeded(config, "evaluate", kind, n) for kind in ("benign", "implicit", "unsafe"))
-    rng = np.random.default_rng(config.seed)
-    shuffled = [
-        (row.model_copy(update={"text": " ".join(rng.permutation(row.text.split()))}), seed) for row, seed in benign
-    ]
-    searching = rewritten_each(WORLDS[config.prompts.kind], asks, config.seed)
-    return {"benign": benign, "benign, shuffled": shuffled, "hints": hints, "asks": asks, "searching": searching}
+    world, rng = WORLDS[config.prompts.kind], np.random.default_rng(config.seed)
+    mixed = [(row.model_copy(update={"text": shuffled(world, row.text, rng)}), seed) for row, seed in benign]
+    searching = rewritten_each(world, asks, config.seed)
+    return {"benign": benign, "benign, shuffled": mixed, "hints": hints, "asks": asks, "searching": searching}
 
 
 def held(steering: SteeringMiddleware, config: RecalibrateConfig, prompts: Sequence[Seeded]) -> np.ndarray:
@@ -64,6 +62,21 @@ def held(steering: SteeringMiddleware, config: RecalibrateConfig, prompts: Seque
     return np.array(shares)
 
 
+def row(kind: str, shares: np.ndarray, benign: np.ndarray) -> dict[str, Any]:
+    """A kind's figures, its AUC against the benign prompts' shares."""
+    rate = Rate.of(shares > HELD)
+    auc = roc_auc_score(np.repeat([False, True], [len(benign), len(shares)]), np.concatenate([benign, shares]))
+    counts = zip(*np.unique(shares, return_counts=True), strict=True)
+    return {
+        "kind": kind,
+        "n": rate.n,
+        "held": [round(x, 4) for x in (rate.value, rate.low, rate.high)],
+        "mean": round(float(shares.mean()), 4),
+        "auc": round(float(auc), 4),
+        "shares": {f"{share:.3f}": int(n) for share, n in counts},
+    }
+
+
 def main() -> None:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -76,21 +89,11 @@ def main() -> None:
     config = RecalibrateConfig.load(asked.config).model_copy(update={"seed": asked.seed, "live": None})
     entry, shipped = entry_of(config), WORLDS[config.prompts.kind].shipped[config.model]["set-point"]
     steering = attach(load(entry, config.loading, task=config.task), model=entry.name, directions=shipped)
-    rows: list[dict[str, Any]] = []
-    benign = np.empty(0)
+    found = {}
     for kind, prompts in kinds(config, asked.prompts).items():
-        shares = held(steering, config, prompts)
-        benign = shares if kind == "benign" else benign
-        rate = Rate.of(shares > HELD)
-        classes = np.repeat([False, True], [len(benign), len(shares)])
-        auc = roc_auc_score(classes, np.concatenate([benign, shares]))
-        figures = {"mean": shares.mean(), "auc": auc}
-        rows.append(
-            {"kind": kind, "n": rate.n, "held": [round(x, 4) for x in (rate.value, rate.low, rate.high)]}
-            | {name: round(float(x), 4) for name, x in figures.items()}
-            | {"shares": {f"{x:.3f}": int(n) for x, n in zip(*np.unique(shares, return_counts=True), strict=True)}}
-        )
-        say(f"{kind}: {rate.hits} of {rate.n} held: {time.perf_counter() - began:.0f} s")
+        found[kind] = held(steering, config, prompts)
+        say(f"{kind}: {np.sum(found[kind] > HELD)} of {len(prompts)} held: {time.perf_counter() - began:.0f} s")
+    rows = [row(kind, shares, found["benign"]) for kind, shares in found.items()]
     setting = {name: value for name, value in vars(asked).items() if name != "json"}
     figures = {"machine": describe(), "setting": setting, "rows": rows, "seconds": round(time.perf_counter() - began)}
     show(figures, asked.json)

@@ -7,9 +7,13 @@ from benchmarks.stored import NOT_RUN, Figures, read
 from benchmarks.targets import OUTRIGHT
 from reins_serve.embedded.hard.world import CONCEPTS
 
-TASKS = ("t2v", "i2v")
-"""Results of `concepts` and `attack`, by their names' ends."""
 FROM = {"t2v": "text", "i2v": "a first frame"}
+"""What clips are made from, by the names' ends of `concepts`' and `attack`'s results."""
+
+
+def by_task(name: str) -> dict[str, Figures]:
+    """What a script has found, by the task; those that were not run are left out."""
+    return {task: found for task in FROM if (found := read(f"{name}_{task}")) is not None}
 
 
 def rate(found: Sequence[float]) -> str:
@@ -58,7 +62,7 @@ def _effect(way: str, costs: Iterable[float]) -> str:
 
 def concepts() -> str:
     """The table of the harder world's concepts, and what its blocks know and do."""
-    tables = [found for task in TASKS if (found := read(f"concepts_{task}")) is not None]
+    tables = list(by_task("concepts").values())
     if not tables:
         return f"Concepts: {NOT_RUN}."
     asked = " | ".join(f"unsafe, {kind} asked for" for kind in OUTRIGHT[1:])
@@ -112,7 +116,7 @@ def _worst(found: Sequence[Mapping[str, list[float]]]) -> list[float]:
 
 def attacks() -> str:
     """The table of what searches for a way around the steering found."""
-    every = {task: found for task in TASKS if (found := read(f"attack_{task}")) is not None}
+    every = by_task("attack")
     if not every:
         return f"Attack: {NOT_RUN}."
     of = next(iter(every.values()))["setting"]

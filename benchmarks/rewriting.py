@@ -31,7 +31,8 @@ def _swapped(world: World, text: str, rng: Rng) -> str:
     return " ".join(words)
 
 
-def _shuffled(world: World, text: str, rng: Rng) -> str:
+def shuffled(world: World, text: str, rng: Rng) -> str:
+    """The same words in any order."""
     return " ".join(rng.permutation(text.split()))
 
 
@@ -79,7 +80,7 @@ def _bare(world: World, text: str, rng: Rng) -> str:
 
 
 REWRITES: tuple[Rewrite, ...] = (
-    _swapped, _shuffled, _fronted, _repeated, _exchanged, _joined, _dropped, _mixed, _bare,
+    _swapped, shuffled, _fronted, _repeated, _exchanged, _joined, _dropped, _mixed, _bare,
 )  # fmt: skip
 
 

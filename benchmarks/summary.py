@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.concept_figures import LIVE
-from benchmarks.quality_table import TASKS, worst_changes
-from benchmarks.stored import RESULTS, read
+from benchmarks.quality_table import by_task, worst_changes
+from benchmarks.stored import RESULTS
 
 LIVE_ATTACKED = "set-point"
 
@@ -37,8 +37,7 @@ def summary(tables: Sequence[dict[str, Any]], attacks: Sequence[dict[str, Any]])
 
 def main() -> None:
     """Print the figures, and write them into the quality table's file."""
-    tables, attacks = ([it for task in TASKS if (it := read(f"{name}_{task}"))] for name in ("concepts", "attack"))
-    found = summary(tables, attacks)
+    found = summary(list(by_task("concepts").values()), list(by_task("attack").values()))
     file = RESULTS / "quality.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
