@@ -20,6 +20,7 @@ from reins_serve.steering.direction import Direction
 from reins_serve.steering.policy import LIVE
 
 OUTCOMES = ("completed", "failed", "cancelled")
+_OF_A_MODEL = tuple(m for m in metrics.SERVED_BY_GATEWAY if m.kind != "gauge" and m.labels == ("model",))
 
 
 class Totals:
@@ -89,6 +90,8 @@ class _Counted(Collector):
         for model in sorted(self.models):
             for outcome in OUTCOMES:
                 series[metrics.GENERATIONS.name][model, outcome] = {"value": 0.0}
+            for metric in _OF_A_MODEL:
+                series[metric.name][(model,)] = {"value" if metric.kind == "counter" else "sum": 0.0}
         for count in self.counts:
             series[count.metric][count.labels][count.part] = count.value
         for metric in metrics.SERVED_BY_GATEWAY:

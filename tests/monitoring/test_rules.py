@@ -100,29 +100,39 @@ def test_what_does_not_exist_is_caught(query: str, missing: set[str]) -> None:
     assert unknown(query, RECORDED) == missing
 
 
+SCORES = [f"rate(reins:version_score_{part}:total[30m])" for part in ("sum", "count")]
+
+
 @needs_promtool
 @pytest.mark.parametrize(
-    ("record", "expr"),
+    ("case", "record", "expr"),
     [
         (
+            "steering_rate",
             "reins:steered_versions:increase5m",
             "increase(reins:steered_generations:total[5m])",
         ),
-        ("reins:generations:total", "sum without (instance, pod, container) (reins_generations_total)"),
         (
+            "steering_rate",
+            "reins:generations:total",
+            "sum without (instance, pod, container) (reins_generations_total)",
+        ),
+        (
+            "steering_rate",
             "reins:steering_rate:ratio5m",
             "reins:steered_generations:increase5m / reins:completed_generations:increase5m",
         ),
         (
+            "steering_rate",
             "reins:steering_rate:ratio5m",
             "reins:steered_generations:increase5m / (reins:completed_generations:increase5m > 0)",
         ),
+        ("scores", "reins:version_score:mean30m", f"{SCORES[0]} / ({SCORES[1]} > 0)"),
     ],
-    ids=["new versions", "two gateways", "no traffic", "none steered"],
+    ids=["new versions", "two gateways", "no traffic", "none steered", "negative scores"],
 )
-def test_what_the_steering_rate_guards_against_is_tested(record: str, expr: str, tmp_path: Path) -> None:
-    changed = with_expression(record, expr)
-    fine, said = verdict(Path("tests/monitoring/alerts/steering_rate.yaml"), changed, tmp_path)
+def test_what_a_rule_guards_against_is_tested(case: str, record: str, expr: str, tmp_path: Path) -> None:
+    fine, said = verdict(Path(f"tests/monitoring/alerts/{case}.yaml"), with_expression(record, expr), tmp_path)
     assert not fine
     assert "FAILED" in said
 

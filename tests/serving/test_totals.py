@@ -79,10 +79,19 @@ def test_clips_are_counted_by_how_often_a_guard_held_them_where_there_is_one() -
 def test_a_clip_that_was_not_steered_is_counted_by_its_reason() -> None:
     counted = page(tally(BEGUN, replace(DONE, result=JobResult(OFF, 0.1, 1)), label))
     assert counted['reins_unsteered_generations_total{model="tiny",reason="admin"}'] == 1
-    absent = ("reins_steered", "reins_version", "reins_steering_score_b", "reins_steering_guarded")
-    assert not [name for name in counted if name.startswith(absent)]
+    assert not [name for name in counted if name.startswith(("reins_steered", "reins_version"))]
+    for name in ("score", "guarded"):
+        assert counted[f'reins_steering_{name}_count{{model="tiny"}}'] == 0
     unproved = replace(DONE, result=JobResult(replace(STEERED, proved=False), 0.1, 1))
     assert page(tally(BEGUN, unproved, label))['reins_unsteered_generations_total{model="tiny",reason="unknown"}'] == 1
+
+
+def test_a_models_own_counts_are_there_from_zero_on() -> None:
+    """Else what its first clips add would be lost to `rate`, which sees no addition in a series' first sample."""
+    before, after = page([]), page(tally(BEGUN, DONE, label))
+    of_a_version = {name for name in after if name.startswith(("reins_steered", "reins_version"))}
+    assert set(before) == set(after) - of_a_version
+    assert set(before.values()) == {0}
 
 
 def test_a_failed_job_is_counted_by_its_steering_and_a_removed_one_as_cancelled() -> None:
@@ -145,22 +154,23 @@ def test_before_anything_is_counted_every_metric_is_named_and_every_served_model
     for metric in metrics.SERVED_BY_GATEWAY:
         (header,) = [line for line in generate_latest(series(metric)[0]).decode().splitlines() if "HELP" in line]
         assert header in text.splitlines()
-    samples = [line for line in text.splitlines() if not line.startswith("#")]
-    assert sorted(samples) == [
-        'reins_generations_total{model="tiny",outcome="cancelled"} 0.0',
-        'reins_generations_total{model="tiny",outcome="completed"} 0.0',
-        'reins_generations_total{model="tiny",outcome="failed"} 0.0',
-        'reins_registry_up{model="tiny"} 1.0',
-        'reins_requests_running{model="tiny"} 1.0',
-        'reins_requests_waiting{model="tiny"} 3.0',
-    ]
+    samples = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    assert {name: value for name, value in samples if float(value)} == {
+        'reins_registry_up{model="tiny"}': "1.0",
+        'reins_requests_running{model="tiny"}': "1.0",
+        'reins_requests_waiting{model="tiny"}': "3.0",
+    }
+    outcomes = ('outcome="cancelled"', 'outcome="completed"', 'outcome="failed"')
+    zeros = [f'reins_generations_total{{model="tiny",{outcome}}}' for outcome in outcomes]
+    zeros += [f'{name}{{model="tiny"}}' for name in ("reins_frames_total", "reins_batch_size_sum")]
+    assert [name for name in zeros if [name, "0.0"] not in samples] == []
 
 
 def test_what_is_no_number_does_not_spoil_a_sum() -> None:
     record = replace(STEERED, score=float("nan"), displacement=float("inf"))
     counted = page(tally(BEGUN, replace(DONE, result=JobResult(record, 0.1, 1)), label))
     assert counted['reins_generations_total{model="tiny",outcome="completed"}'] == 1
-    assert not [name for name in counted if "score_" in name or "displacement_" in name]
+    assert not [name for name, value in counted.items() if value and ("score_" in name or "displacement_" in name)]
 
 
 def test_buckets_of_another_version_fall_in_with_the_bounds_above_them() -> None:
