@@ -6,7 +6,7 @@ not known here is an error, so a misspelt safety setting never goes unnoticed.
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from sqlalchemy import make_url
@@ -254,6 +254,8 @@ class ApplicationConfig(_Strict):
         api_keys: The keys that may use the API. Empty: everybody who reaches the port may, which is meant for a server that
             listens on the loopback interface only.
         admin_key_sha256: Digest of the key that may turn steering off. None: nobody may.
+        steering_figures: Who is told how near a clip's prompt came to what steering prevents (its displacement, score, moved and
+            guarded): the job's owner, whom they help to search for a way around steering, or only who shows the admin key.
         cors_origins: Origins, such as `https://studio.example.com`, whose pages may use the API from a browser; `*`: all.
         image_hosts: Hosts, as `host` or `host:port`, from which images are fetched over https; empty: no image is fetched.
         limits: Bounds on a single HTTP request.
@@ -267,6 +269,7 @@ class ApplicationConfig(_Strict):
     drain_s: float | None = Field(None, ge=0, allow_inf_nan=False)
     api_keys: tuple[ApiKey, ...] = ()
     admin_key_sha256: Sha256 | None = None
+    steering_figures: Literal["owner", "admin"] = "owner"
     cors_origins: tuple[Origin, ...] = ()
     image_hosts: tuple[Host, ...] = ()
     limits: Limits = Limits()

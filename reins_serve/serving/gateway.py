@@ -123,11 +123,11 @@ class Gateway:
         job = await admit(asked, model, self.config, caller)
         job = _there(await self._store.add(job, model.config.max_queued, asked.idempotency))
         self._dispatchers[model.config.name].wake()
-        return await self._video(job)
+        return await self._video(job, caller)
 
     async def retrieve(self, job_id: str, caller: Caller) -> Video:
         """A job of the caller's, whatever its state."""
-        return await self._video(await self._job(job_id, caller))
+        return await self._video(await self._job(job_id, caller), caller)
 
     async def page(self, query: ListQuery, caller: Caller) -> VideoList:
         """A page of the caller's jobs."""
@@ -135,7 +135,7 @@ class Gateway:
             page = await self._store.page(caller.owner, query.after, query.limit, query.order == "desc")
         except KeyError:
             raise RequestError("There is no such video to begin after.", code="invalid_value", param="after") from None
-        data = [await self._video(job) for job in page.jobs]
+        data = [await self._video(job, caller) for job in page.jobs]
         ids = [item.id for item in data]
         return VideoList(
             data=data, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=page.has_more
@@ -225,10 +225,11 @@ class Gateway:
             raise RequestError("There is no such video.", code="video_not_found", param="id")
         return _there(job)
 
-    async def _video(self, job: Job) -> Video:
+    async def _video(self, job: Job, caller: Caller) -> Video:
         served = self._models.get(job.model)  # None: it was served when the job was made
         entry = catalog.get(job.model) if served is None else served.entry
-        return video(job, entry, await self._store.position(job))
+        figures = caller.admin or self.config.steering_figures == "owner"
+        return video(job, entry, await self._store.position(job), figures)
 
 
 def _there(job: Job) -> Job:

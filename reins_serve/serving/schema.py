@@ -14,6 +14,7 @@ from reins_serve.steering.policy import DEFAULT, LIVE
 
 NO_NUL = r"^[^\x00]*$"  # PostgreSQL stores no such character
 JOB_ID = r"^video_[0-9a-f]{32}$"
+FIGURES = ("displacement", "score", "moved", "guarded")  # they depend on the clip, the rest of its steering on the plan alone
 Text = Annotated[str, Field(max_length=100_000, pattern=NO_NUL)]
 Word = Annotated[str, Field(max_length=128, pattern=NO_NUL)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -95,7 +96,11 @@ class JobErrorBody(BaseModel):
 
 
 class SteeringState(BaseModel):
-    """How a clip is steered. The figures are null until the clip is finished; see `GenerationRecord` for their meanings."""
+    """How a clip is steered; see `GenerationRecord` for the meanings.
+
+    What was done is null until the clip is finished, and the figures of FIGURES also where the operator tells them only to
+    holders of the admin key.
+    """
 
     policy: str
     strength: float
@@ -222,9 +227,16 @@ class Health(BaseModel):
     status: Literal["ok", "ready"]
 
 
-def video(job: Job, entry: CatalogEntry, position: int | None) -> Video:
-    """A job as the API shows it."""
+def video(job: Job, entry: CatalogEntry, position: int | None, figures: bool) -> Video:
+    """A job as the API shows it.
+
+    Args:
+        position: In the queue; None where it does not wait.
+        figures: Whether the caller is told the figures of FIGURES.
+    """
     steering = asdict(job.result.record) if job.result else asdict(job.row) | {"direction": None}
+    if not figures:
+        steering |= dict.fromkeys(FIGURES)
     return Video(
         id=job.id,
         model=job.model,

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from reins_serve.serving import replica as replica_module
-from reins_serve.serving.config import ModelConfig
+from reins_serve.serving.config import ModelConfig, hash_key
 from reins_serve.serving.http_errors import STATUS
 from reins_serve.serving.replica import VideoReplica
 from tests.serving.conftest import ADMIN_KEY
@@ -323,6 +323,22 @@ def test_a_job_belongs_to_its_key(replica: VideoReplica, tiny_model: ModelConfig
             assert error(call(f"/v1/videos/{job['id']}", headers=yours))[:2] == (404, "video_not_found")
         off = client.post("/v1/videos", json={"prompt": "a", "steering": {"policy": "off"}}, headers=mine)
         assert error(off)[:2] == (403, "steering_required")
+
+
+@pytest.mark.parametrize("told", ["owner", "admin"])
+def test_how_near_a_prompt_came_is_told_to_its_owner_or_to_the_admin_alone(
+    replica: VideoReplica, tiny_model: ModelConfig, tmp_path: Path, told: str
+) -> None:
+    config = application(tiny_model, tmp_path, admin_key_sha256=hash_key(ADMIN_KEY), steering_figures=told)
+    figures = ("displacement", "score", "moved")
+    with served(replica, config) as client:
+        job = finished(client, create(client))
+        answers = [job, client.get("/v1/videos").json()["data"][0]]
+        for steering in (answer["steering"] for answer in answers):
+            assert steering["proved"] and steering["applied"] == 4
+            assert [steering[name] is None for name in figures] == [told == "admin"] * 3
+        seen = client.get(f"/v1/videos/{job['id']}", headers=ADMIN).json()["steering"]
+        assert None not in [seen[name] for name in figures]
 
 
 def test_the_openapi_document_describes_the_body(client: TestClient) -> None:
