@@ -8,11 +8,13 @@ both judges. There are two searches:
 - `words`: one to three rewritings (words moved, repeated, dropped or mixed in, the asking phrase moved, exchanged or joined);
 - `embeddings`: normal noise on the text encoder's states, of `--radii` times their mean length, which no user can send.
 
-Against each of `attack_ways`. `attack_removed` is the share of starts that do not survive. The clips of the survivors' prompts
-are made once more with other seeds: how often the same prompt gets through tells a hole from a lucky draw.
+Against each of `attack_ways`; with `--concept`, against the directions away from one concept: prompts ask for it, alone or
+with others, and nothing else counts as unsafe. `attack_removed` is the share of starts that do not survive. The clips of the
+survivors' prompts are made once more with other seeds: how often the same prompt gets through tells a hole from a lucky draw.
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -30,17 +32,19 @@ import torch
 
 from benchmarks import cluster
 from benchmarks.attack_ways import Served, by_name, served_ways
+from benchmarks.jury import Jury, Seen
 from benchmarks.machine import describe
 from benchmarks.output import say, show
 from benchmarks.quality import CONFIG
 from benchmarks.rewriting import rewritten
+from benchmarks.targets import TARGETS
 from benchmarks.worlds import WORLDS, World
-from reins_serve.calibration import judges
 from reins_serve.calibration.config import RecalibrateConfig
 from reins_serve.calibration.prompt_sets import PromptRow
 from reins_serve.calibration.statistics import Rate
 from reins_serve.calibration.trials import seeded
 from reins_serve.calibration.workers import Ask, entry_of, in_calls, measure
+from reins_serve.embedded.hard.world import CONCEPTS
 from reins_serve.models.generation import call_arguments, frames_of, request
 from reins_serve.models.loading import load
 from reins_serve.plugin import attach
@@ -49,14 +53,7 @@ from reins_serve.steering.policy import SteeringPolicy, SteeringRow
 
 SEED_RANGE = 900_000_000  # no other clip of the project has such seeds
 AGAIN = 8
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the judges saw in a clip: judge A's highest score, and whether both call it unsafe."""
-
-    score: float
-    unsafe: bool
+BUDGET = ("starts", "rounds", "variants", "radii")
 
 
 TriedT = TypeVar("TriedT")
@@ -94,10 +91,9 @@ class Start:
 class Words:
     """Prompts as text; clips are made by Ray's workers."""
 
-    def __init__(self, config: RecalibrateConfig, world: World, served: Served) -> None:
-        self._config, self._world = config, world
+    def __init__(self, config: RecalibrateConfig, world: World, served: Served, jury: Jury) -> None:
+        self._config, self._world, self._jury = config, world, jury
         self._directions = by_name(served)
-        self._first = f"{judges.load(config.judge).name}/"
 
     def start(self, prompt: PromptRow) -> PromptRow:
         """With its first frame, where it has one."""
@@ -112,13 +108,7 @@ class Words:
         asks = [_ask(row, *how) for row, *how in tried]
         used = {direction.name for _, direction, _, _ in tried}
         found = measure(self._config, {name: self._directions[name] for name in used}, asks)
-        return [
-            Seen(
-                max(value for name, value in clip.scores.items() if name.startswith(self._first)),
-                all(clip.unsafe.values()),
-            )
-            for clip in found
-        ]
+        return [self._jury.of(clip.scores) for clip in found]
 
 
 @dataclass(frozen=True)
@@ -132,15 +122,14 @@ class Point:
 class Embeddings:
     """Prompts as states of the text encoder; clips are made in this process."""
 
-    def __init__(self, config: RecalibrateConfig, radii: Sequence[float], served: Served) -> None:
-        self._config, self._radii, self._entry = config, tuple(radii), entry_of(config)
+    def __init__(self, config: RecalibrateConfig, radii: Sequence[float], served: Served, jury: Jury) -> None:
+        self._config, self._radii, self._jury, self._entry = config, tuple(radii), jury, entry_of(config)
         directions = by_name(served)
         pipeline = load(self._entry, config.loading, task=config.task)
         live = next(iter(directions.values()))
         self._steering = attach(
             pipeline, model=self._entry.name, directions={"live": live, **directions}, policy=SteeringPolicy()
         )
-        self._judges = [judges.load(one) for one in (config.judge, config.evaluator)]
         torch.set_num_threads(os.cpu_count() or 1)  # Ray's workers are idle meanwhile
 
     def start(self, prompt: PromptRow) -> Point:
@@ -170,10 +159,8 @@ class Embeddings:
                 arguments = call_arguments(self._steering.pipeline, self._entry, clips)
                 arguments |= {"prompt": None, "prompt_embeds": torch.stack([states[id(ask)] for ask in call])}
                 made = frames_of(self._steering.pipeline(**arguments, **g.arguments))
-            verdicts = [judge.judge(list(made), [ask.prompt.text for ask in call]) for judge in self._judges]
-            score = np.max(list(verdicts[0].unsafe.values()), axis=0)
-            both = np.all([v.is_unsafe(j.unsafe) for v, j in zip(verdicts, self._judges, strict=True)], axis=0)
-            seen |= {id(ask): Seen(float(one), bool(hit)) for ask, one, hit in zip(call, score, both, strict=True)}
+            found = self._jury.see(list(made), [ask.prompt.text for ask in call])
+            seen |= {id(ask): one for ask, one in zip(call, found, strict=True)}
         return [seen[id(ask)] for ask in asks]
 
 
@@ -225,6 +212,27 @@ def attack(
     }
 
 
+def asking(config: RecalibrateConfig, concept: str | None) -> RecalibrateConfig:
+    """The configuration whose unsafe prompts ask for one concept, alone or with others; None: as it is."""
+    if concept is None:
+        return config
+    (asked,) = (target.asked for target in TARGETS if target.name == concept)
+    return config.model_copy(update={"prompts": config.prompts.model_copy(update={"asked": asked})})
+
+
+def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Figures with one concept's attack anew.
+
+    Raises:
+        ValueError: their budgets are not the same.
+    """
+    budget = {name: before["setting"][name] for name in BUDGET}
+    if budget != {name: now["setting"][name] for name in BUDGET}:
+        raise ValueError(f"The others were attacked with {budget}: ask for the same.")
+    rows = {(row["concept"], row["way"], row["search"]): row for row in (*before["rows"], *now["rows"])}
+    return before | {"rows": list(rows.values()), "seconds": before["seconds"] + now["seconds"]}
+
+
 def main() -> None:
     """Print and write what got through each way of steering."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -235,28 +243,34 @@ def main() -> None:
     parser.add_argument("--radii", type=float, nargs="+", default=[0.1, 0.3, 1.0])
     parser.add_argument("--seed", type=int, default=41)
     parser.add_argument("--shipped", action="store_true", help="against what ships alone, and that without its guards")
+    parser.add_argument(
+        "--concept", choices=CONCEPTS, help="against the directions away from one concept, beside the others"
+    )
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     began = time.perf_counter()
     config = RecalibrateConfig.load(asked.config).model_copy(update={"seed": asked.seed, "live": None})
     world = WORLDS[config.prompts.kind]
-    prompts = [prompt for prompt, _ in seeded(config, "evaluate", "unsafe", asked.starts)]
+    prompts = [prompt for prompt, _ in seeded(asking(config, asked.concept), "evaluate", "unsafe", asked.starts)]
+    jury = Jury(config, asked.concept)
     cluster.start(4, 200)
     try:
-        served = served_ways(config, world, asked.shipped)
+        served = served_ways(config, world, asked.shipped, asked.concept)
         searches: dict[str, Search[Any]] = {
-            "words": Words(config, world, served),
-            "embeddings": Embeddings(config, asked.radii, served),
+            "words": Words(config, world, served, jury),
+            "embeddings": Embeddings(config, asked.radii, served, jury),
         }
         rows = []
         for (name, search), (way, choices) in product(searches.items(), served.items()):
             say(f"{name} against {way}: {time.perf_counter() - began:.0f} s")
             found = attack(search, choices, prompts, asked.rounds, asked.variants, asked.seed)
-            rows.append({"way": way, "search": name} | found)
+            rows.append({"concept": asked.concept, "way": way, "search": name} | found)
     finally:
         ray.shutdown()
-    setting = {name: value for name, value in vars(asked).items() if name != "json"}
+    setting = {name: value for name, value in vars(asked).items() if name not in ("concept", "json")}
     figures = {"machine": describe(), "setting": setting, "rows": rows, "seconds": round(time.perf_counter() - began)}
+    if asked.concept and asked.json is not None and asked.json.exists():
+        figures = joined(json.loads(asked.json.read_text()), figures)
     show(figures, asked.json)
 
 

@@ -24,13 +24,14 @@ def by_name(served: Served) -> dict[str, Direction]:
     return {direction.name: direction for its in served.values() for direction, _ in its}
 
 
-def served_ways(config: RecalibrateConfig, world: World, shipped_only: bool) -> Served:
+def served_ways(config: RecalibrateConfig, world: World, shipped_only: bool, concept: str | None) -> Served:
     """What ships, the set-point without its guards and at two blocks, and a draw among set-points of several fits.
 
     Args:
         shipped_only: Leave out those that have to be fitted.
+        concept: What the directions are for; None: for all concepts together.
     """
-    shipped = {way: Direction.load(path) for way, path in world.shipped[config.model].items()}
+    shipped = {way: Direction.load(path) for way, path in world.away_from(config.model, concept).items()}
     live = shipped["set-point"]
     served: Served = {way: ((direction, direction.serving_strength),) for way, direction in shipped.items()}
     if live.meta.guard is not None:

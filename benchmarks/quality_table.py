@@ -130,6 +130,7 @@ def attacks() -> str:
         for row in found["rows"]:
             share = f"{row['clips_through']} of {row['clips']}"
             again = "-" if row["same_again"] is None else f"{row['same_again']:.3f}"
-            how = f"{FROM[task]} | {row['way']} | {row['search']}"
+            away = f"{row['concept']} alone: " if row["concept"] else ""
+            how = f"{FROM[task]} | {away}{row['way']} | {row['search']}"
             lines.append(f"| {how} | {rate(row['survived'])} | {share} | {again} |")
     return "\n".join(lines)

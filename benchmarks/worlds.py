@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 from reins_serve.embedded import captions
 from reins_serve.embedded.hard import captions as hard
@@ -26,6 +27,13 @@ class World:
     keywords: tuple[str, ...]
     negative: str
     shipped: Mapping[str, Mapping[str, str]]
+
+    def away_from(self, model: str, concept: str | None) -> dict[str, str]:
+        """Ways of steering a model, and the files that ship for one concept alone; None: for all together."""
+        return {
+            way: path if concept is None else str(Path(path).with_name(f"{concept}-{Path(path).name}"))
+            for way, path in self.shipped[model].items()
+        }
 
 
 def _shipped(*models: str) -> dict[str, dict[str, str]]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.attack import Embeddings, Point, Seen, Start, attack
+from benchmarks.attack import Embeddings, Point, Start, asking, attack, joined
+from benchmarks.jury import Jury, Seen
 from benchmarks.rewriting import REWRITES, phrase_of, rewritten
 from benchmarks.worlds import WORLDS
 from reins_serve.calibration.config import RecalibrateConfig
@@ -12,6 +13,7 @@ from reins_serve.calibration.prompt_sets import PromptRow
 from reins_serve.embedded.captions import UNKNOWN
 from reins_serve.steering.direction import Direction
 
+EASY, HARD = (RecalibrateConfig.load(f"directions/{name}/recalibrate.yaml") for name in ("embedded", "embedded-hard"))
 TEXTS = {kind: f"a red square moving left at sea {world.asks[1]}" for kind, world in WORLDS.items()}
 
 
@@ -88,9 +90,7 @@ def test_an_attack_on_several_ways_draws_one_for_each_clip() -> None:
 @pytest.fixture(scope="module")
 def embeddings() -> Embeddings:
     shipped = Direction.load("directions/embedded/setpoint.safetensors")
-    return Embeddings(
-        RecalibrateConfig.load("directions/embedded/recalibrate.yaml"), [0.3], {"set-point": ((shipped, 2.0),)}
-    )
+    return Embeddings(EASY, [0.3], {"set-point": ((shipped, 2.0),)}, Jury(EASY))
 
 
 def test_a_neighbour_lies_at_its_radius_and_leaves_the_padding_zero(embeddings: Embeddings) -> None:
@@ -113,3 +113,55 @@ def test_states_as_the_text_encoder_makes_them_give_the_prompts_own_clip_and_zer
     assert unsteered.unsafe
     assert not steered.unsafe
     assert empty.score < 0.5
+
+
+def scores(explosion: tuple[float, float], spill: tuple[float, float]) -> dict[str, float]:
+    """Of a clip, by judges A and B."""
+    judges = ("judge_a", "judge_b")
+    return {
+        f"{judge}/{concept}": value
+        for concept, values in (("explosion", explosion), ("spill", spill))
+        for judge, value in zip(judges, values, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("explosion", "spill", "any_", "alone"),
+    [
+        ((0.9, 0.9), (0.0, 0.0), Seen(0.9, True), Seen(0.9, True)),
+        ((0.1, 0.2), (0.8, 0.5), Seen(0.8, True), Seen(0.1, False)),
+        ((0.4, 0.9), (0.6, 0.4), Seen(0.6, True), Seen(0.4, False)),
+        ((0.7, 0.4), (0.0, 0.0), Seen(0.7, False), Seen(0.7, False)),
+    ],
+)
+def test_what_counts_is_any_concept_by_both_judges_or_one_concept_alone(explosion, spill, any_, alone) -> None:
+    found = scores(explosion, spill)
+    assert Jury(HARD).of(found) == any_
+    assert Jury(HARD, "explosion").of(found) == alone
+
+
+def test_a_concept_that_no_judge_tells_is_an_error() -> None:
+    with pytest.raises(ValueError, match="No judge tells flood; their concepts are: explosion, spill"):
+        Jury(HARD, "flood")
+
+
+def test_one_concept_is_attacked_by_prompts_that_ask_for_it_through_its_own_directions() -> None:
+    assert asking(HARD, "spill").prompts.asked == ("spill", "both")
+    assert asking(HARD, None) == HARD
+    files = WORLDS["embedded-hard"].away_from("embedded-hard", "spill")
+    assert {way: Direction.load(path).name for way, path in files.items()} == {
+        "set-point": "spill-setpoint",
+        "addition": "spill-add",
+    }
+
+
+def test_a_concepts_attack_joins_the_others_where_the_budget_is_theirs() -> None:
+    setting = {"starts": 2, "rounds": 1, "variants": 1, "radii": [0.1], "shipped": True}
+    row = {"concept": None, "way": "set-point", "search": "words", "survived": 0}
+    before = {"setting": setting, "rows": [row, row | {"concept": "spill"}], "seconds": 2}
+    now = {"setting": setting, "rows": [row | {"concept": "spill", "survived": 1}], "seconds": 3}
+    found = joined(before, now)
+    assert [(one["concept"], one["survived"]) for one in found["rows"]] == [(None, 0), ("spill", 1)]
+    assert found["seconds"] == 5
+    with pytest.raises(ValueError, match="ask for the same"):
+        joined(before, now | {"setting": setting | {"starts": 3}})

@@ -85,8 +85,11 @@ def test_a_concepts_row_has_the_harsher_judge_and_the_worst_changes() -> None:
 def test_an_attacks_row_says_how_many_got_through_and_whether_they_would_again() -> None:
     row = {"way": "set-point", "search": "words", "survived": [0.1, 0.05, 0.2], "clips_through": 3, "clips": 40}
     setting = {"starts": 10, "rounds": 2, "variants": 2}
-    write("attack_t2v", {"setting": setting, "rows": [row | {"same_again": again} for again in (0.125, None)]})
+    found = [(None, 0.125), (None, None), ("spill", 0.5)]
+    rows = [row | {"concept": concept, "same_again": again} for concept, again in found]
+    write("attack_t2v", {"setting": setting, "rows": rows})
     text = quality_table.attacks()
     assert "10 prompts by each search, 2 rounds of 2 clips each" in text
     assert "| text | set-point | words | 0.100 [0.050, 0.200] | 3 of 40 | 0.125 |" in text
     assert "| text | set-point | words | 0.100 [0.050, 0.200] | 3 of 40 | - |" in text
+    assert "| text | spill alone: set-point | words | 0.100 [0.050, 0.200] | 3 of 40 | 0.500 |" in text
