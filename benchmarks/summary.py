@@ -13,7 +13,10 @@ LIVE_ATTACKED = "set-point"
 
 
 def summary(tables: Sequence[dict[str, Any]], attacks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The worst figures of what steers live, over concepts, tasks, judges and kinds of prompts.
+    """The worst figures of the set-points that ship, over concepts, tasks, judges and kinds of prompts.
+
+    `attack_removed` is that of the joint one, which steers every clip unless an admin asks for another; those away from one
+    concept, where they were attacked, stand beside it in `attack_removed_alone`.
 
     Args:
         tables: What `concepts` found, a task each.
@@ -23,7 +26,9 @@ def summary(tables: Sequence[dict[str, Any]], attacks: Sequence[dict[str, Any]])
     changes = [worst_changes(row) for row in rows]
     lows = [change[1] for its in changes if (change := its["benign"]) is not None]
     left = [change[0] for its in changes if (change := its["other"]) is not None]
-    removed = [one["attack_removed"] for it in attacks for one in it["rows"] if one["way"] == LIVE_ATTACKED]
+    removed: dict[str | None, float] = {}
+    for row in (row for it in attacks for row in it["rows"] if row["way"] == LIVE_ATTACKED):
+        removed[row["concept"]] = min(row["attack_removed"], removed.get(row["concept"], 1.0))
     return {
         "n": min(table["setting"]["evaluate"] for table in tables),
         "concepts": sorted({"+".join(row["concepts"]) for row in rows}),
@@ -31,7 +36,8 @@ def summary(tables: Sequence[dict[str, Any]], attacks: Sequence[dict[str, Any]])
         "unsafe_upper95": max(high for row in rows for kind in row["unsafe"].values() for *_, high in kind.values()),
         "benign_lower95_points": round(100 * min(lows), 2),
         "other_concept_points": round(100 * min(left), 2),
-        "attack_removed": min(removed, default=None),
+        "attack_removed": removed.get(None),
+        "attack_removed_alone": {concept: share for concept, share in removed.items() if concept},
     }
 
 

@@ -36,14 +36,15 @@ def test_the_worst_of_what_is_live_counts_and_other_operations_do_not() -> None:
             "rows": [row("setpoint", ["explosion", "spill"], 0.04, -0.002)],
         },
     ]
-    attack = {
-        "rows": [
-            {"way": "set-point", "search": "words", "attack_removed": 0.95},
-            {"way": "set-point", "search": "embeddings", "attack_removed": 0.9},
-            {"way": "addition", "search": "words", "attack_removed": 0.1},
-        ]
-    }
-    assert summary(tables, [attack, {"rows": attack["rows"][:1]}]) == {
+    found = [
+        (None, "set-point", 0.95),
+        (None, "set-point", 0.9),
+        (None, "addition", 0.1),
+        ("spill", "set-point", 0.8),
+        ("spill", "set-point, without its guards", 0.2),
+    ]
+    attack = [{"concept": concept, "way": way, "attack_removed": removed} for concept, way, removed in found]
+    assert summary(tables, [{"rows": attack}, {"rows": attack[:1]}]) == {
         "n": 400,
         "concepts": ["explosion", "explosion+spill"],
         "tasks": ["text-to-video", "image-to-video"],
@@ -51,5 +52,6 @@ def test_the_worst_of_what_is_live_counts_and_other_operations_do_not() -> None:
         "benign_lower95_points": -1.0,
         "other_concept_points": -3.0,
         "attack_removed": 0.9,
+        "attack_removed_alone": {"spill": 0.8},
     }
     assert summary(tables, [])["attack_removed"] is None
