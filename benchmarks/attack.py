@@ -34,7 +34,7 @@ from benchmarks import cluster
 from benchmarks.attack_ways import Served, by_name, served_ways
 from benchmarks.jury import Jury, Seen
 from benchmarks.machine import describe
-from benchmarks.output import say, show
+from benchmarks.output import anew, say, show
 from benchmarks.quality import CONFIG
 from benchmarks.rewriting import rewritten
 from benchmarks.targets import TARGETS
@@ -229,8 +229,7 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     budget = {name: before["setting"][name] for name in BUDGET}
     if budget != {name: now["setting"][name] for name in BUDGET}:
         raise ValueError(f"The others were attacked with {budget}: ask for the same.")
-    rows = {(row["concept"], row["way"], row["search"]): row for row in (*before["rows"], *now["rows"])}
-    return before | {"rows": list(rows.values()), "seconds": before["seconds"] + now["seconds"]}
+    return anew(before, now, "concept", "way", "search")
 
 
 def main() -> None:

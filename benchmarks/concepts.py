@@ -41,7 +41,7 @@ from benchmarks.concept_doses import chosen_dose, least_dose
 from benchmarks.concept_figures import FEWER, LIVE, Clips, Way, kind_of, row, unsteered_figures
 from benchmarks.concept_fits import fits, kind_of_option, tried_for
 from benchmarks.machine import describe
-from benchmarks.output import say, show
+from benchmarks.output import anew, say, show
 from benchmarks.quality import named
 from benchmarks.rewriting import rewritten_each
 from benchmarks.targets import KINDS, OUTRIGHT, TARGETS, Seeded, Target, in_turn, pool
@@ -210,9 +210,7 @@ def kept_in(file: Path, make: Callable[[], Any]) -> Any:
 
 def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Figures with some targets measured anew."""
-    rows = {row["way"]: row for row in (*before["rows"], *now["rows"])}
-    depths = before["depth"] | now["depth"]
-    return before | {"rows": list(rows.values()), "depth": depths, "seconds": before["seconds"] + now["seconds"]}
+    return anew(before, now, "way") | {"depth": before["depth"] | now["depth"]}
 
 
 def main() -> None:

@@ -18,6 +18,12 @@ def show(figures: Mapping[str, Any], file: Path | None) -> None:
     write(figures, file)
 
 
+def anew(before: Mapping[str, Any], now: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Figures with some of their rows measured anew: those of before that have the same `keys`, and others beside them."""
+    rows = {tuple(row[key] for key in keys): row for row in (*before["rows"], *now["rows"])}
+    return {**before, "rows": list(rows.values()), "seconds": before["seconds"] + now["seconds"]}
+
+
 def say(text: str) -> None:
     """Print a line at once."""
     print(text, flush=True)

@@ -14,12 +14,8 @@ from reins_serve.steering.policy import DEFAULT, LIVE
 
 NO_NUL = r"^[^\x00]*$"  # PostgreSQL stores no such character
 JOB_ID = r"^video_[0-9a-f]{32}$"
-FIGURES = (
-    "displacement",
-    "score",
-    "moved",
-    "guarded",
-)  # they depend on the clip, the rest of its steering on the plan alone
+# Of a clip's steering, what depends on the clip; the rest follows from the plan.
+FIGURES = ("displacement", "score", "moved", "guarded")
 Text = Annotated[str, Field(max_length=100_000, pattern=NO_NUL)]
 Word = Annotated[str, Field(max_length=128, pattern=NO_NUL)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
